@@ -1,0 +1,33 @@
+"""retone: teach a small language model a tone, a persona or a domain's answers, and prove it took.
+
+The Python API is the command line's functions:
+
+    import retone
+    run = retone.run("yoda")                      # prepare, train, evaluate
+    print(retone.load("latest").answer("I can't find my keys."))
+
+Names are loaded on first use, so that `import retone` costs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "run"]
+
+if TYPE_CHECKING:
+    from retone.workflows.load import load
+    from retone.workflows.run import run
+
+
+def __getattr__(name: str) -> object:
+    if name == "run":
+        from retone.workflows.run import run
+
+        return run
+    if name == "load":
+        from retone.workflows.load import load
+
+        return load
+    raise AttributeError(f"module 'retone' has no attribute {name!r}")

@@ -1,0 +1,290 @@
+"""Recipes: TOML, every field documented and checked, unknown names refused with the nearest one.
+
+Defaults < recipe < flags. What is left at "auto" (or None) is filled by `planning.resolve`, with a
+reason for each; nothing else changes a recipe. Loads without torch.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from retone.errors import InputError, nearest
+
+BUNDLED = "bundled:"  # prefix of the paths of data that ships with the package
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("must be a finite number")
+    return value
+
+
+Finite = Annotated[float, AfterValidator(_finite)]
+Positive = Annotated[Finite, Field(gt=0)]
+Fraction = Annotated[Finite, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, text is never taken for a number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """[model]: what is tuned."""
+
+    name: str = Field(default="smollm2-135m-instruct", min_length=1)
+    """A row of tables/models.toml, a hub id (org/name), or a folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; the commit found is recorded."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the frozen weights; auto: bfloat16 where this device multiplies faster in it."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """Attention of the model; auto: eager for short rows on a CPU, sdpa otherwise."""
+
+
+class DataSection(Section):
+    """[data]: what it is tuned on and tested on."""
+
+    train: str = Field(min_length=1)
+    """Training file (JSONL, JSON, CSV, TSV), relative to the recipe, or bundled:DATASET/FILE."""
+    columns: dict[Literal["prompt", "completion"], str] = Field(default_factory=dict)
+    """Which columns hold prompt and completion; found by name when left out."""
+    test: str | None = None
+    """Held-out file of the same shape. Left out: `eval_fraction` of the training rows."""
+    eval_fraction: Annotated[Finite, Field(gt=0, lt=1)] = 0.1
+    """Share of the training rows held out when there is no test file, picked by content hash."""
+    validation_fraction: Annotated[Finite, Field(ge=0, lt=1)] = 0.05
+    """Share of the training rows that picks the best weights; test rows never steer training."""
+    task: Literal["auto", "rewrite", "chat"] = "auto"
+    """rewrite: the answer restates the prompt, so copying it is a baseline; auto: from the data."""
+    system: str | None = None
+    """System prompt put before every conversation that has none."""
+    showcase: list[str] = Field(default_factory=list)
+    """Prompts whose answers before and after are shown; filled from the test rows when empty."""
+    max_length: Annotated[int, Field(gt=0)] | None = None
+    """Longest row in tokens; None: the longest row of the data, within the model's context."""
+
+
+class MethodSection(Section):
+    """[method]: what of the model is trained."""
+
+    kind: Literal["lora"] = "lora"
+    """lora: low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
+    rank: Annotated[int, Field(gt=0)] = 8
+    """Rank of each adapter pair."""
+    alpha: Positive | None = None
+    """Adapters are scaled by alpha / rank; None: twice the rank."""
+    dropout: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapters' input."""
+    targets: str | list[str] = "all-linear"
+    """Modules that get an adapter: all-linear, a regular expression, or a list of names."""
+
+
+class TrainSection(Section):
+    """[train]: how long and how fast."""
+
+    epochs: Positive | None = None
+    """Passes over the training rows (default 3). At most one of epochs, max_steps, minutes."""
+    max_steps: Annotated[int, Field(gt=0)] | None = None
+    """Optimizer steps."""
+    minutes: Positive | None = None
+    """Wall-clock budget of the training loop, in minutes."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    """Rows per optimizer step, over all devices."""
+    micro_batch_size: Annotated[int, Field(gt=0)] | None = None
+    """Rows per forward pass and device; None: as many as fit."""
+    learning_rate: Positive | None = None
+    """Peak learning rate; None: by method."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Shape of the decay after the warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear warm-up; None: 5 % of the steps."""
+    weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are scaled down to this L2 norm."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seeds adapters, data order and dropout."""
+    log_every: Annotated[int, Field(gt=0)] = 1
+    """Steps between two lines of metrics.jsonl."""
+    evaluate_every: Annotated[int, Field(gt=0)] | None = None
+    """Steps between two evaluation losses; None: twice an epoch."""
+    save_every: Annotated[int, Field(gt=0)] | None = None
+    """Steps between two checkpoints; None: once an epoch."""
+    fast: bool = True
+    """False trains by the plain twins of the fast paths."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSection:
+        given = [name for name in ("epochs", "max_steps", "minutes") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give only one of {', '.join(given)}")
+        return self
+
+
+class EvaluateSection(Section):
+    """[evaluate]: how answers are made and scored."""
+
+    max_new_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Longest answer in tokens; None: a half more than the longest reference."""
+    batch_size: Annotated[int, Field(gt=0)] = 32
+    """Prompts answered together."""
+    limit: Annotated[int, Field(gt=0)] | None = None
+    """Score only the first so many test rows."""
+
+
+class Recipe(Section):
+    """A whole recipe: what to tune, on what, how, and how to judge it."""
+
+    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection
+    method: MethodSection = Field(default_factory=MethodSection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+
+
+# Flags that people type, and the field each one sets.
+FLAGS: dict[str, str] = {
+    "model": "model.name",
+    "train": "data.train",
+    "test": "data.test",
+    "epochs": "train.epochs",
+    "seed": "train.seed",
+}
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Name -> file of the recipes that ship with the package."""
+    folder = Path(str(resources.files("retone") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file behind a bundled name or a path; InputError with the nearest name otherwise."""
+    bundled = bundled_recipes()
+    if name in bundled:
+        return bundled[name]
+    path = Path(name)
+    if path.suffix == ".toml" and path.is_file():
+        return path
+    raise InputError(
+        f'there is no recipe "{name}"',
+        f"{'no such file' if path.suffix == '.toml' else 'not a bundled name'}"
+        f"{nearest(name, bundled)}; bundled: {', '.join(bundled)}",
+        "retone new my_style.toml --from yoda   (writes a recipe to start from)",
+        "unknown-recipe",
+    )
+
+
+def load_recipe(
+    name: str, *, flags: Mapping[str, Any] | None = None, sets: Sequence[str] = ()
+) -> Recipe:
+    """Read a recipe, lay flags and `--set section.field=value` over it, and check everything.
+
+    Data paths come back absolute (relative ones belong to the recipe's folder, those given as
+    flags to the current one). Raises InputError that names every wrong field at once.
+    """
+    path = find_recipe(name)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(
+            "the recipe is not valid TOML", f"{path}: {error}", "mend that line", "broken-recipe"
+        ) from error
+    _anchor_paths(values.get("data"), path.parent)
+    overrides = [(FLAGS[flag], value) for flag, value in (flags or {}).items() if value is not None]
+    overrides += [_parse_set(item) for item in sets]
+    for field, value in overrides:
+        _override(values, field, value)
+    _anchor_paths(values.get("data"), Path.cwd())
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise InputError(
+            "the recipe has fields that cannot be used",
+            f"{path}: " + "; ".join(_explain(item, values) for item in error.errors()),
+            "mend them in the recipe, or override with --set section.field=value",
+            "wrong-recipe",
+        ) from error
+
+
+def _anchor_paths(data: Any, folder: Path) -> None:
+    """Make the data paths of a recipe absolute, in place."""
+    if not isinstance(data, dict):
+        return
+    for key in ("train", "test"):
+        value = data.get(key)
+        if isinstance(value, str) and value and not value.startswith(BUNDLED):
+            data[key] = str((folder / value).resolve())
+
+
+def _parse_set(item: str) -> tuple[str, Any]:
+    """`train.epochs=2` -> ("train.epochs", 2.0); the value is read as TOML, else taken as text."""
+    field, equals, text = item.partition("=")
+    if not equals or "." not in field:
+        raise InputError(
+            "--set needs section.field=value", repr(item), "--set train.epochs=2", "wrong-set"
+        )
+    try:
+        return field.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return field.strip(), text
+
+
+def _override(values: dict[str, Any], field: str, value: Any) -> None:
+    section, _, key = field.partition(".")
+    target = values.setdefault(section, {})
+    if isinstance(target, dict):
+        if key in ("epochs", "max_steps", "minutes"):  # a flag replaces the recipe's run length
+            for other in ("epochs", "max_steps", "minutes"):
+                target.pop(other, None)
+        target[key] = value
+
+
+def _explain(item: Any, values: dict[str, Any]) -> str:
+    """One pydantic finding as `section.field: what is wrong (found ...)`."""
+    place = [str(part) for part in item["loc"]]
+    field = ".".join(place)
+    if item["type"] == "extra_forbidden":
+        return f"unknown field {field}{nearest(place[-1], _siblings(place))}"
+    if item["type"] == "missing":
+        return f"{field} is required"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{field}: {message} (found {item['input']!r})" if item["loc"][1:] else message
+
+
+def _siblings(place: list[str]) -> list[str]:
+    """The field names that exist where an unknown one was found."""
+    if len(place) == 1:
+        return list(Recipe.model_fields)
+    section = Recipe.model_fields.get(place[0])
+    model = section.annotation if section else None
+    return (
+        list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []
+    )
+
+
+def describe_fields() -> list[tuple[str, str, str, str]]:
+    """(field, type, default, sentence) of every field, for --help and the docs."""
+    rows = []
+    for section, info in Recipe.model_fields.items():
+        model = info.annotation
+        assert isinstance(model, type)
+        assert issubclass(model, Section)
+        for name, field in model.model_fields.items():
+            kind = str(model.__annotations__[name])
+            default = (
+                "required"
+                if field.is_required()
+                else repr(field.get_default(call_default_factory=True))
+            )
+            rows.append((f"{section}.{name}", kind, default, field.description or ""))
+    return rows

@@ -1,0 +1,1 @@
+"""From files to padded batches: sources, row shapes, splits, the token ledger."""

@@ -1,0 +1,52 @@
+"""Encoded rows -> optimizer steps of padded micro-batches, in an order fixed by (seed, epoch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from retone.batch import Batch, EncodedRow
+
+BUCKET_BATCHES = 8  # rows of so many batches are sorted by length together
+
+
+def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
+    """Pad rows on the right to the longest of them."""
+    longest = max(len(row.input_ids) for row in rows)
+    input_ids = torch.full((len(rows), longest), pad_id, dtype=torch.long)  # [batch, seq]
+    attention_mask = torch.zeros((len(rows), longest), dtype=torch.long)
+    loss_weights = torch.zeros((len(rows), longest), dtype=torch.float32)
+    for index, row in enumerate(rows):
+        length = len(row.input_ids)
+        input_ids[index, :length] = torch.tensor(row.input_ids)
+        attention_mask[index, :length] = 1
+        loss_weights[index, :length] = torch.tensor(row.loss_weights)
+    tokens = sum(len(row.input_ids) for row in rows)
+    return Batch(input_ids, attention_mask, loss_weights, len(rows), tokens)
+
+
+def epoch_steps(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Row indices of each optimizer step of one epoch.
+
+    Rows are shuffled, sorted by length within windows of `BUCKET_BATCHES` batches so that rows of
+    a step have similar lengths, and the steps are shuffled again. Every row comes once; only one
+    step may hold fewer than `batch_size` rows.
+    """
+    generator = torch.Generator().manual_seed((seed << 20) + epoch)
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    window = batch_size * BUCKET_BATCHES
+    steps: list[list[int]] = []
+    for start in range(0, len(order), window):
+        bucket = sorted(order[start : start + window], key=lambda index: lengths[index])
+        steps.extend(bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size))
+    shuffled = torch.randperm(len(steps), generator=generator).tolist()
+    return [steps[index] for index in shuffled]
+
+
+def micro_batches(
+    rows: Sequence[EncodedRow], micro_batch_size: int, pad_id: int
+) -> Iterator[Batch]:
+    """The rows of one step as padded micro-batches."""
+    for start in range(0, len(rows), micro_batch_size):
+        yield collate(rows[start : start + micro_batch_size], pad_id)

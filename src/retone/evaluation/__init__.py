@@ -1,0 +1,1 @@
+"""Candidates on the same rows, metrics, and what they show."""

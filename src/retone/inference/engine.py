@@ -1,0 +1,192 @@
+"""Answers from a model: greedy or sampled, in batches or streamed, tuned or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+
+from retone.chat_template import ChatTemplate
+from retone.conversation import Message
+
+Messages = Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is picked.
+
+    Attributes:
+        max_new_tokens: longest answer in tokens.
+        temperature: 0 takes the likeliest token (greedy).
+        top_p: smallest set of tokens with this probability mass (Holtzman et al. 2019,
+            arXiv:1904.09751); 1 keeps all.
+        seed: of the sampling; the same seed gives the same answer.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model wrote.
+
+    Attributes:
+        text: the parsed answer, without end token.
+        tokens: tokens generated, the end token included.
+        stopped: True when it ended by itself, False when cut at max_new_tokens.
+    """
+
+    text: str
+    tokens: int
+    stopped: bool
+
+
+# The one callable type: tuned model, base model, baselines, teacher and judge are all one.
+Responder = Callable[[Sequence[Messages], Sampling], list[Answer]]
+
+
+class Engine:
+    """A loaded model with its tokenizer and template.
+
+    Args:
+        model: a transformers model, with or without a peft adapter.
+        tokenizer: its tokenizer.
+        template: the verified chat template.
+        batch_size: prompts answered together.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, template: ChatTemplate, *, batch_size: int = 32
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = template
+        self.batch_size = batch_size
+
+    def tuned(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
+        """Answers of the model as it is (a `Responder`)."""
+        return self._respond(prompts, sampling)
+
+    def base(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
+        """Answers with the adapter switched off (a `Responder`)."""
+        with self._untuned():
+            return self._respond(prompts, sampling)
+
+    def stream(
+        self, messages: Messages, sampling: Sampling, *, tuned: bool = True
+    ) -> Generator[str]:
+        """Pieces of one answer as they are written; closing the iterator stops the model."""
+        ids, mask = self._padded([self.template.prompt_ids(messages)])
+        streamer = TextIteratorStreamer(
+            self.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600
+        )
+        stop = Event()
+        failed: list[BaseException] = []
+
+        def write() -> None:
+            try:
+                with nullcontext() if tuned else self._untuned():
+                    self._generate(ids, mask, sampling, streamer=streamer, stop=stop)
+            except BaseException as error:  # handed over to the reading thread
+                failed.append(error)
+                streamer.end()
+
+        writer = Thread(target=write, daemon=True)
+        writer.start()
+        try:
+            for piece in streamer:
+                if piece:
+                    yield piece
+        finally:
+            stop.set()
+            writer.join()
+        if failed:
+            raise failed[0]
+
+    def _respond(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
+        encoded = [self.template.prompt_ids(messages) for messages in prompts]
+        # Neighbours in length share a batch, so that little is padded.
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+        answers: dict[int, Answer] = {}
+        for start in range(0, len(order), self.batch_size):
+            picked = order[start : start + self.batch_size]
+            ids, mask = self._padded([encoded[index] for index in picked])
+            output = self._generate(ids, mask, sampling)[:, ids.shape[1] :]
+            for index, row in zip(picked, output.tolist(), strict=True):
+                answers[index] = self._parse(row)
+        return [answers[index] for index in range(len(prompts))]
+
+    def _parse(self, ids: list[int]) -> Answer:
+        ends = [place for place, token in enumerate(ids) if token in self.template.stop_ids]
+        length = ends[0] + 1 if ends else len(ids)
+        return Answer(self.template.parse(ids[:length]), length, bool(ends))
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, padded on the left: [batch, seq]."""
+        longest = max(map(len, rows))
+        pad = self.template.stop_id
+        ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        device = self.model.device
+        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    @torch.no_grad()
+    def _generate(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        sampling: Sampling,
+        *,
+        streamer: TextIteratorStreamer | None = None,
+        stop: Event | None = None,
+    ) -> torch.Tensor:
+        """Prompt and answer ids [batch, seq + new]."""
+        greedy = sampling.temperature == 0
+        picking = (
+            {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+            if greedy
+            else {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": 0,
+            }
+        )
+        torch.manual_seed(sampling.seed)
+        criteria = StoppingCriteriaList([_StopWhen(stop)] if stop else [])
+        output: torch.Tensor = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_token_id=sorted(self.template.stop_ids),
+            pad_token_id=self.template.stop_id,
+            streamer=streamer,
+            stopping_criteria=criteria,
+            **picking,
+        )
+        return output
+
+    def _untuned(self) -> AbstractContextManager[Any]:
+        if hasattr(self.model, "disable_adapter"):
+            context: AbstractContextManager[Any] = self.model.disable_adapter()
+            return context
+        return nullcontext()
+
+
+class _StopWhen(StoppingCriteria):  # type: ignore[misc]
+    """Ends generation when an event is set."""
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)

@@ -1,0 +1,1 @@
+"""Base models: found and checked (locate, embedded), then loaded, made trainable and exported."""

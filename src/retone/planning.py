@@ -1,0 +1,246 @@
+"""What this machine can do, and `resolve`: the one place that fills what a recipe leaves open.
+
+Every filled field comes with its reason; both are shown and stored in `resolved.json`. Torch is
+imported inside the functions that ask the machine, so that this module loads without it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from retone.config import Recipe
+
+# bf16 has 8 bits of precision: it is taken only where it is clearly the faster type.
+BF16_MIN_SPEEDUP = 1.2
+# Above this row length attention's quadratic memory outweighs eager's quicker backward on a CPU.
+EAGER_MAX_LENGTH = 256
+DEFAULT_EPOCHS = 3.0
+WARMUP_FRACTION = 0.05
+# Small models want a higher rate than the 2e-4 of QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
+SMALL_MODEL_PARAMETERS = 500_000_000
+LORA_RATE = {"small": 1e-3, "large": 2e-4}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts of this machine.
+
+    Attributes:
+        device: cuda, mps or cpu.
+        name: processor or GPU as the system names it.
+        cores: CPU cores this process may use.
+        memory_bytes: memory of the device that trains.
+        bf16_tflops: measured bf16 matmul rate, TFLOP/s; None where it was not measured.
+        fp32_tflops: the same in fp32.
+    """
+
+    device: str
+    name: str
+    cores: int
+    memory_bytes: int
+    bf16_tflops: float | None = None
+    fp32_tflops: float | None = None
+
+    @property
+    def bf16_is_fast(self) -> bool:
+        """True where bf16 multiplies faster than fp32 by `BF16_MIN_SPEEDUP` or more."""
+        if self.bf16_tflops is None or self.fp32_tflops is None:
+            return False
+        return self.bf16_tflops >= BF16_MIN_SPEEDUP * self.fp32_tflops
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What `resolve` needs to know of the encoded data (lengths in tokens)."""
+
+    rows: int
+    longest_row: int
+    longest_answer: int
+    mean_row: float
+    copies_prompt: bool
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What `resolve` needs to know of the base model."""
+
+    parameters: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A field that `resolve` filled, and why."""
+
+    value: Any
+    because: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A complete recipe, the filled fields with their reasons, and the length of the run."""
+
+    recipe: Recipe
+    chosen: dict[str, Choice]
+    total_steps: int | None  # None: the run ends by minutes
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of `resolved.json`."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "chosen": {field: asdict(choice) for field, choice in self.chosen.items()},
+            "total_steps": self.total_steps,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Resolved:
+        """The inverse of `as_json`."""
+        return cls(
+            Recipe.model_validate(value["recipe"]),
+            {field: Choice(**choice) for field, choice in value["chosen"].items()},
+            value["total_steps"],
+        )
+
+
+def matmul_rate(dtype: str, *, size: int = 1024, repeats: int = 5) -> float:
+    """Best measured rate of one [size, size] x [size, size] product on this CPU, in TFLOP/s."""
+    import torch
+
+    kind: torch.dtype = getattr(torch, dtype)
+    left, right = torch.ones(size, size, dtype=kind), torch.ones(size, size, dtype=kind)
+    best = math.inf
+    for _ in range(repeats + 1):  # the first one also warms up
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+        if best > 0.5:  # an emulated type: no need to know how slow exactly
+            break
+    return 2 * size**3 / best / 1e12
+
+
+@cache
+def probe_machine() -> Machine:
+    """Look at the machine; on a CPU both matmul rates are measured (about 0.2 s)."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        rates = (2.0, 1.0) if native else (None, None)
+        return Machine("cuda", properties.name, _cores(), properties.total_memory, *rates)
+    memory = psutil.virtual_memory().total
+    if torch.backends.mps.is_available():
+        return Machine("mps", platform.processor() or "Apple GPU", _cores(), memory)
+    rates = (matmul_rate("bfloat16"), matmul_rate("float32"))
+    return Machine("cpu", _processor(), _cores(), memory, *rates)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [
+                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+            ]
+        return names[0] if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts) -> Resolved:
+    """Fill every field left open. Pure: the same arguments give the same answer."""
+    filled: dict[str, Choice] = {}
+
+    def fill(field: str, value: Any, because: str) -> None:
+        section, _, name = field.partition(".")
+        if getattr(getattr(recipe, section), name) in (None, "auto"):
+            filled[field] = Choice(value, because)
+
+    fill("model.dtype", *_dtype(machine))
+    fill("model.attention", *_attention(machine, data))
+    longest = min(data.longest_row, model.context)
+    fill("data.max_length", longest, f"longest row {data.longest_row}, context {model.context}")
+    task = "rewrite" if data.copies_prompt else "chat"
+    fill(
+        "data.task",
+        task,
+        "answers mostly reuse the prompt's words"
+        if data.copies_prompt
+        else "answers mostly use other words than the prompt",
+    )
+    fill("method.alpha", 2.0 * recipe.method.rank, "twice the rank")
+    fill("train.micro_batch_size", *_micro_batch(recipe, machine, longest))
+    size = "small" if model.parameters < SMALL_MODEL_PARAMETERS else "large"
+    fill(
+        "train.learning_rate",
+        LORA_RATE[size],
+        f"LoRA on {model.parameters / 1e6:.0f}M parameters ({size} model)",
+    )
+    if recipe.train.max_steps is None and recipe.train.minutes is None:
+        fill("train.epochs", DEFAULT_EPOCHS, "the default run length")
+    steps_per_epoch = max(1, math.ceil(data.rows / recipe.train.batch_size))
+    epochs = recipe.train.epochs or (
+        filled["train.epochs"].value if "train.epochs" in filled else None
+    )
+    total = math.ceil(epochs * steps_per_epoch) if epochs else recipe.train.max_steps
+    fill(
+        "train.warmup_steps",
+        math.ceil(WARMUP_FRACTION * (total or steps_per_epoch)),
+        f"{WARMUP_FRACTION:.0%} of the steps",
+    )
+    fill("train.evaluate_every", max(1, steps_per_epoch // 2), "twice an epoch")
+    fill("train.save_every", steps_per_epoch, "once an epoch")
+    fill(
+        "evaluate.max_new_tokens",
+        min(model.context, math.ceil(1.5 * data.longest_answer) + 8),
+        f"longest reference has {data.longest_answer} tokens; a half more and 8",
+    )
+    return Resolved(_apply(recipe, filled), filled, total)
+
+
+def _apply(recipe: Recipe, filled: dict[str, Choice]) -> Recipe:
+    values = recipe.model_dump()
+    for field, choice in filled.items():
+        section, _, name = field.partition(".")
+        values[section][name] = choice.value
+    return Recipe.model_validate(values)
+
+
+def _dtype(machine: Machine) -> tuple[str, str]:
+    if machine.device == "mps":
+        return "float32", "bf16 on this GPU was not measured"
+    if machine.bf16_tflops is None or machine.fp32_tflops is None:
+        return "float32", f"{machine.name} has no native bf16"
+    if machine.device == "cuda":
+        return "bfloat16", f"{machine.name} has native bf16"
+    bf16, fp32 = machine.bf16_tflops, machine.fp32_tflops
+    rates = f"matmul measured here: bf16 {bf16:.2f}, fp32 {fp32:.2f} TFLOP/s"
+    return ("bfloat16" if machine.bf16_is_fast else "float32"), rates
+
+
+def _attention(machine: Machine, data: DataFacts) -> tuple[str, str]:
+    if machine.device == "cpu" and data.longest_row <= EAGER_MAX_LENGTH:
+        return (
+            "eager",
+            f"rows of at most {EAGER_MAX_LENGTH} tokens on a CPU: its backward is quicker",
+        )
+    return "sdpa", "fused attention for long rows or a GPU"
+
+
+def _micro_batch(recipe: Recipe, machine: Machine, longest: int) -> tuple[int, str]:
+    # About 2 MB of activations a token for a 135M model in bf16 was seen on a CPU; a quarter of
+    # the memory is offered to them.
+    rows = max(1, int(machine.memory_bytes / 4 / (2e6 * longest)))
+    if rows >= recipe.train.batch_size:
+        return recipe.train.batch_size, "the whole batch fits"
+    return rows, f"rows of {longest} tokens in a quarter of {machine.memory_bytes / 1e9:.0f} GB"

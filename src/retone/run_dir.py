@@ -1,0 +1,266 @@
+"""A run: a directory that remembers everything. Loads without torch.
+
+    runs/<name>/ resolved.json manifest.json template_lock.json metrics.jsonl training.json
+                 data/{train,validation,test}.jsonl data/ledger.json
+                 checkpoints/step_000200/ adapter/ evaluation/{scores.json,answers.jsonl}
+
+Files appear whole: written to a temporary name, flushed, renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from retone.errors import InputError, MachineError, nearest
+
+
+def runs_root() -> Path:
+    """Where runs are kept: $RETONE_RUNS, else ./runs."""
+    return Path(os.environ.get("RETONE_RUNS", "runs"))
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the name `path` when the block ends well, else vanishes.
+
+    A full disk comes out as MachineError that names the folder; a folder that stood there before is
+    replaced only once the new one is whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield staging
+        for file in staging.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(staging, path)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old one or the whole new one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _disk_error(error: OSError, path: Path) -> Exception:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
+    return MachineError(
+        "the disk is full",
+        f"{free / 1e6:.0f} MB free while writing {path}; the last whole checkpoint is kept",
+        "make room (retone runs shows sizes), then the same command again resumes",
+        "disk-full",
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole, readable by people."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; InputError when the file of a run was damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            "a file of the run is damaged",
+            f"{path}: {error}",
+            "retone run RECIPE --fresh   (starts a new run)",
+            "damaged-run",
+        ) from error
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write one JSON object per line, whole."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[Any]:
+    """Read one JSON object per line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def fingerprint(*parts: Any) -> str:
+    """sha256 over the canonical JSON of `parts`."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory; every path of it is named here and nowhere else."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the directory."""
+        return self.path.name
+
+    @property
+    def resolved(self) -> Path:
+        """The complete recipe with reasons."""
+        return self.path / "resolved.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Versions, hardware, seeds, hashes."""
+        return self.path / "manifest.json"
+
+    @property
+    def template_lock(self) -> Path:
+        """Rendered ids of fixed prompts."""
+        return self.path / "template_lock.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """Rows and tokens read, trained, masked, cut, dropped."""
+        return self.path / "data" / "ledger.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """The tuned adapter, a standard peft folder."""
+        return self.path / "adapter"
+
+    @property
+    def training(self) -> Path:
+        """How training ended: steps, best loss, seconds, memory, parameters."""
+        return self.path / "training.json"
+
+    @property
+    def scores(self) -> Path:
+        """Scores of every candidate; there only when the run is finished."""
+        return self.path / "evaluation" / "scores.json"
+
+    @property
+    def answers(self) -> Path:
+        """Every candidate's answers to every test row."""
+        return self.path / "evaluation" / "answers.jsonl"
+
+    def split(self, name: str) -> Path:
+        """The prepared rows of `train`, `validation` or `test`."""
+        return self.path / "data" / f"{name}.jsonl"
+
+    @property
+    def status(self) -> str:
+        """finished, trained or interrupted."""
+        if self.scores.is_file():
+            return "finished"
+        return "trained" if self.training.is_file() else "interrupted"
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run; InputError when another process does."""
+        lock = filelock.FileLock(self.path / ".lock", blocking=False)
+        try:
+            with lock:
+                yield
+        except filelock.Timeout:
+            raise InputError(
+                f'the run "{self.name}" is being worked on by another process',
+                str(self.path),
+                "wait for it, or start another with --fresh",
+                "run-busy",
+            ) from None
+
+
+def all_runs() -> list[Run]:
+    """Every run, oldest first."""
+    manifests = runs_root().glob("*/manifest.json")
+    dated = sorted((read_json(manifest)["created"], manifest.parent) for manifest in manifests)
+    return [Run(path) for _, path in dated]
+
+
+def find_run(name: str) -> Run:
+    """A run by directory, by name, or `latest` (the newest finished or trained one)."""
+    if Path(name, "manifest.json").is_file():
+        return Run(Path(name))
+    runs = all_runs()
+    if name == "latest":
+        done = [run for run in runs if run.status != "interrupted"]
+        if done:
+            return done[-1]
+    for run in runs:
+        if run.name == name:
+            return run
+    names = [run.name for run in runs]
+    raise InputError(
+        "there is no finished run yet" if name == "latest" else f'there is no run "{name}"',
+        f"{len(names)} runs in {runs_root()}{nearest(name, names)}",
+        "retone run yoda   (makes one), or retone runs   (lists them)",
+        "unknown-run",
+    )
+
+
+def newest_run(key: str) -> Run | None:
+    """The newest run of the same recipe and data (`key` is their fingerprint)."""
+    same = [run for run in all_runs() if read_json(run.manifest)["fingerprint"] == key]
+    return same[-1] if same else None
+
+
+def create_run(name: str, manifest: dict[str, Any], files: dict[str, Any]) -> Run:
+    """Make a new run directory that appears whole: its manifest and the JSON `files` given.
+
+    Takes `name`, or `name-2`, `name-3` ... where that is taken.
+    """
+    root = runs_root()
+    root.mkdir(parents=True, exist_ok=True)
+    number, path = 1, root / name
+    while path.exists():
+        number += 1
+        path = root / f"{name}-{number}"
+    with whole_folder(path) as staging:
+        for file, value in files.items():
+            writer = write_jsonl if file.endswith(".jsonl") else write_json
+            writer(staging / file, value)
+        write_json(staging / "manifest.json", manifest)
+    return Run(path)

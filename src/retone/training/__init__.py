@@ -1,0 +1,1 @@
+"""The loop, its losses, optimizers, checkpoints and fast paths."""

@@ -1,0 +1,117 @@
+"""Fast paths of the loop. Each has a plain twin (`train.fast = false`) and a parity test."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+
+
+class FusedLora(torch.autograd.Function):
+    """y = x W^T + s (x A^T) B^T as one autograd node.
+
+    The plain path runs the adapter in its own float32 passes over x and y; here the products are
+    done in x's type and added in place, and only x and the narrow x A^T are kept for backward.
+    Shapes: x [rows, in], W [out, in], A [rank, in], B [out, rank].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """The layer's output, in the type of x."""
+        low_a, low_b = a.to(x.dtype), b.to(x.dtype)
+        narrow = x @ low_a.t()  # [rows, rank]
+        ctx.save_for_backward(x, weight, low_a, low_b, narrow)
+        ctx.scale = scale
+        ctx.types = (a.dtype, b.dtype)
+        return (x @ weight.t()).addmm_(narrow, low_b.t(), alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, A and B; the frozen weight has none."""
+        (grad,) = gradients  # [rows, out]
+        x, weight, a, b, narrow = ctx.saved_tensors
+        grad_narrow = (grad @ b).mul_(ctx.scale)  # [rows, rank]
+        grad_x = (grad @ weight).addmm_(grad_narrow, a) if ctx.needs_input_grad[0] else None
+        grad_a = (grad_narrow.t() @ x).to(ctx.types[0])
+        grad_b = (grad.t() @ narrow).mul_(ctx.scale).to(ctx.types[1])
+        return grad_x, None, grad_a, grad_b, None
+
+
+def _fused_forward(layer: LoraLinear, name: str) -> Callable[[Tensor], Tensor]:
+    base, scale = layer.base_layer, layer.scaling[name]
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+
+    def forward(x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        y: Tensor = FusedLora.apply(flat, base.weight, a, b, scale)  # type: ignore[no-untyped-call]
+        if base.bias is not None:
+            y = y + base.bias
+        return y.view(*x.shape[:-1], -1)
+
+    return forward
+
+
+def _fusable(layer: nn.Module) -> bool:
+    if not isinstance(layer, LoraLinear) or type(layer.base_layer) is not nn.Linear:
+        return False
+    if layer.merged or layer.disable_adapters or len(layer.active_adapters) != 1:
+        return False
+    name = layer.active_adapters[0]
+    plain = name in layer.lora_A and not layer.use_dora.get(name, False)
+    return plain and isinstance(layer.lora_dropout[name], nn.Identity)
+
+
+@contextmanager
+def fused_lora(model: nn.Module) -> Iterator[int]:
+    """Run plain LoRA layers by `FusedLora` inside the block; yields how many."""
+    layers = [layer for layer in model.modules() if _fusable(layer)]
+    for layer in layers:
+        assert isinstance(layer, LoraLinear)
+        layer.forward = _fused_forward(layer, layer.active_adapters[0])
+    try:
+        yield len(layers)
+    finally:
+        for layer in layers:
+            del layer.forward  # the class's own method shows again
+
+
+@contextmanager
+def head_only_at(model: Any, index: Tensor) -> Iterator[None]:
+    """Let only some positions through the output head inside the block.
+
+    The logits come out as [1, positions, vocabulary], whatever else the model does to them.
+
+    Args:
+        model: a transformers causal language model.
+        index: int64 [positions] into the flattened [batch * seq].
+    """
+
+    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0]  # [batch, seq, hidden]
+        return (hidden.reshape(-1, hidden.shape[-1])[index].unsqueeze(0), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory instead of returning it page by page; True where it can.
+
+    A step allocates and frees the same hundreds of megabytes; without this each one is mapped and
+    cleared again by page faults (man 3 mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    settings = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
+    taken = [libc.mallopt(option, value) for option, value in settings.items()]
+    return taken == [1, 1, 1]

@@ -1,0 +1,307 @@
+"""The training loop: `fit` is THE step, in the open. There is one loop, never a copy of it."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from retone.batch import Batch, EncodedRow
+from retone.config import TrainSection
+from retone.data.batching import epoch_steps, micro_batches
+from retone.errors import Interrupted, MachineError
+from retone.training import kernels
+from retone.training.checkpoint import (
+    Progress,
+    best_folder,
+    load_checkpoint,
+    load_weights,
+    save_best,
+    save_checkpoint,
+)
+from retone.training.losses import cross_entropy
+from retone.training.optim import adamw, rate_at
+
+Listener = Callable[[dict[str, Any]], None]  # gets each line of metrics.jsonl
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What `fit` trains and evaluates on."""
+
+    train: Sequence[EncodedRow]
+    validation: Sequence[EncodedRow]
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How training ended; the model holds the best weights.
+
+    Attributes:
+        steps: optimizer steps done in all, resumed ones included.
+        best_step: step of the lowest evaluation loss (the last one without validation rows).
+        best_loss: that loss in nats per trained token.
+        seconds: time inside the loop, over all sittings.
+        rows, tokens: processed in that time (padding not counted).
+        peak_bytes: most memory the process (or the GPU) held.
+    """
+
+    steps: int
+    best_step: int
+    best_loss: float | None
+    seconds: float
+    rows: int
+    tokens: int
+    peak_bytes: int
+
+
+def fit(
+    model: Any,
+    data: FitData,
+    train: TrainSection,
+    total_steps: int | None,
+    *,
+    checkpoints: Path,
+    metrics: Path,
+    listen: Listener,
+) -> FitResult:
+    """Train `model` and leave its best weights in it.
+
+    Args:
+        model: a causal language model whose trained parameters require gradients.
+        data: encoded rows; validation may be empty.
+        train: resolved settings.
+        total_steps: optimizer steps; None trains for `train.minutes`.
+        checkpoints: folder that the run resumes from when it holds checkpoints.
+        metrics: file that gets one JSON line a logged step.
+        listen: called with every such line.
+
+    Raises:
+        Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
+        MachineError: the loss is not finite, or the disk is full.
+    """
+    accelerator = Accelerator()
+    optimizer = adamw(model, train)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare = accelerator.unwrap_model(model)
+    state = load_checkpoint(checkpoints, bare, optimizer) or Progress()
+    log = _MetricsLog(metrics, state.step, listen)
+    started = time.perf_counter() - state.seconds
+    steps = _step_rows(data.train, train, start=state.step)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    model.train()
+
+    with _fast_paths(bare, train.fast), _stop_signal() as stopped:
+        for epoch, indices in steps:
+            done = _share_done(state, train, total_steps)
+            if done >= 1.0:
+                break
+            rate = rate_at(
+                state.step, done, train, (train.warmup_steps or 0) / (total_steps or math.inf)
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+
+            rows = [data.train[index] for index in indices]
+            # One normalisation: the weights of the whole step, over all micro-batches and devices.
+            weight = sum(sum(row.loss_weights) for row in rows)
+            loss_sum = torch.zeros((), device=accelerator.device)
+            mine = list(
+                micro_batches(rows[rank::world], train.micro_batch_size or len(rows), data.pad_id)
+            )
+            for number, batch in enumerate(mine, 1):
+                with nullcontext() if number == len(mine) else accelerator.no_sync(model):
+                    part, _ = batch_loss(model, batch.to(accelerator.device), fast=train.fast)
+                    accelerator.backward(part * (world / weight))  # DDP averages over devices
+                loss_sum += part.detach()
+            norm = accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            loss = float(accelerator.reduce(loss_sum)) / weight
+            if not math.isfinite(loss):
+                raise _diverged(state.step + 1, loss, rate)
+            state.step += 1
+            state.rows += len(rows)
+            state.tokens += sum(len(row.input_ids) for row in rows)
+            state.seconds = time.perf_counter() - started
+            last = _share_done(state, train, total_steps) >= 1.0
+            line = {
+                "step": state.step,
+                "epoch": epoch,
+                "loss": loss,
+                "lr": rate,
+                "grad_norm": float(norm),
+            }
+            if data.validation and (last or state.step % (train.evaluate_every or math.inf) == 0):
+                line["eval_loss"] = evaluation_loss(model, data, train, accelerator.device)
+                if state.best_loss is None or line["eval_loss"] < state.best_loss:
+                    state.best_loss, state.best_step = line["eval_loss"], state.step
+                    save_best(checkpoints, bare, state)
+            if last or state.step % train.log_every == 0 or "eval_loss" in line:
+                log.write(line, state, total_steps)
+            if last or stopped() or state.step % (train.save_every or math.inf) == 0:
+                save_checkpoint(checkpoints, bare, optimizer, state)
+            if stopped() and not last:
+                raise _stopped(state, total_steps)
+
+    if state.best_loss is not None:
+        load_weights(bare, best_folder(checkpoints, state))
+    model.eval()
+    best = state.best_step if state.best_loss is not None else state.step
+    return FitResult(
+        state.step, best, state.best_loss, state.seconds, state.rows, state.tokens, peak_memory()
+    )
+
+
+def batch_loss(model: Any, batch: Batch, *, fast: bool) -> tuple[Tensor, Tensor]:
+    """(weighted sum of the losses in nats, sum of the weights) of one batch.
+
+    `fast` sends only the positions that predict a trained token through the output head; its
+    plain twin computes the logits of every position and then picks.
+    """
+    # Position i predicts token i + 1, so the weights move one to the left.
+    weights = torch.nn.functional.pad(batch.loss_weights[:, 1:], (0, 1)).flatten()  # [batch * seq]
+    targets = torch.roll(batch.input_ids, -1, dims=1).flatten()
+    index = weights.nonzero().squeeze(-1)  # [positions]
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if fast:
+        with kernels.head_only_at(getattr(model, "module", model), index):
+            logits = model(**inputs, use_cache=False).logits[0]  # [positions, vocabulary]
+    else:
+        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[index]
+    return cross_entropy(logits, targets[index], weights[index])
+
+
+@torch.no_grad()
+def evaluation_loss(model: Any, data: FitData, train: TrainSection, device: torch.device) -> float:
+    """Mean loss over the validation rows, in nats per trained token."""
+    was_training = model.training
+    model.eval()
+    rows = sorted(data.validation, key=lambda row: len(row.input_ids))
+    total, weight = 0.0, 0.0
+    for batch in micro_batches(rows, train.micro_batch_size or len(rows), data.pad_id):
+        part, part_weight = batch_loss(model, batch.to(device), fast=train.fast)
+        total, weight = total + float(part), weight + float(part_weight)
+    model.train(was_training)
+    return total / weight
+
+
+def peak_memory() -> int:
+    """Most bytes held: by the GPU's allocator, else by this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if torch.backends.mps.is_available() else 1024)  # macOS counts bytes
+
+
+def _step_rows(
+    rows: Sequence[EncodedRow], train: TrainSection, start: int
+) -> Iterator[tuple[int, list[int]]]:
+    """(epoch, row indices) of every step from `start` on, without end."""
+    lengths = [len(row.input_ids) for row in rows]
+    per_epoch = math.ceil(len(rows) / train.batch_size)
+    for epoch in count(start // per_epoch):
+        steps = epoch_steps(lengths, train.batch_size, train.seed, epoch)
+        skip = start % per_epoch if epoch == start // per_epoch else 0
+        for indices in steps[skip:]:
+            yield epoch, indices
+
+
+def _share_done(state: Progress, train: TrainSection, total_steps: int | None) -> float:
+    if total_steps is not None:
+        return state.step / total_steps
+    return state.seconds / (60.0 * (train.minutes or math.inf))
+
+
+@contextmanager
+def _fast_paths(model: Any, fast: bool) -> Iterator[None]:
+    if not fast:
+        yield
+        return
+    if not torch.cuda.is_available():
+        kernels.keep_freed_memory()
+    with kernels.fused_lora(model):
+        yield
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a flag that the loop reads between two steps."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda got, frame: asked.append(got)) for number in signals]
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+class _MetricsLog:
+    """metrics.jsonl: lines after the checkpoint that training resumes from are dropped."""
+
+    def __init__(self, path: Path, step: int, listen: Listener) -> None:
+        kept = []
+        if path.is_file():
+            whole = [
+                text
+                for text in path.read_text(encoding="utf-8").splitlines(True)
+                if text.endswith("\n")
+            ]
+            kept = [text for text in whole if json.loads(text)["step"] <= step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(kept), encoding="utf-8")
+        self._path, self._listen = path, listen
+
+    def write(self, line: dict[str, Any], state: Progress, total_steps: int | None) -> None:
+        rates = {
+            "rows_per_s": state.rows / state.seconds,
+            "tokens_per_s": state.tokens / state.seconds,
+            "seconds": state.seconds,
+            "memory_bytes": peak_memory(),
+            "total_steps": total_steps,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**line, **rates}) + "\n")
+        self._listen({**line, **rates})
+
+
+def _diverged(step: int, loss: float, rate: float) -> MachineError:
+    return MachineError(
+        "the loss is no longer a finite number",
+        f"step {step}: loss {loss}, learning rate {rate:.2g}",
+        f"--set train.learning_rate={rate / 5:.1g}   (or --set model.dtype=float32)",
+        "diverged",
+    )
+
+
+def _stopped(state: Progress, total_steps: int | None) -> Interrupted:
+    return Interrupted(
+        "training was stopped",
+        f"step {state.step}{f' of {total_steps}' if total_steps else ''} is saved",
+        "the same command again resumes there",
+        "interrupted",
+    )

@@ -1,0 +1,1 @@
+"""One function per verb, readable from top to bottom."""

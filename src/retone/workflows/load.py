@@ -1,0 +1,119 @@
+"""From a run directory to a model that answers."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+from retone import console
+from retone.chat_template import ChatTemplate
+from retone.conversation import Conversation, Message
+from retone.errors import InputError
+from retone.inference.engine import Answer, Engine, Sampling
+from retone.models.loading import add_adapter, load_base, load_tokenizer
+from retone.models.locate import LocatedModel, locate
+from retone.planning import Resolved, probe_machine
+from retone.run_dir import Run, find_run, read_json, read_jsonl
+from retone.workflows.create import from_row
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run's settings, base model and tokenizer, with the template checked against its lock."""
+
+    run: Run
+    resolved: Resolved
+    base: LocatedModel
+    tokenizer: Any
+    template: ChatTemplate
+
+    def load_base_model(self) -> Any:
+        """The base model as the run was resolved."""
+        model = self.resolved.recipe.model
+        device = probe_machine().device
+        return load_base(self.base, dtype=model.dtype, attention=model.attention, device=device)
+
+
+class Tuned:
+    """A tuned model that answers; made by `load`."""
+
+    def __init__(self, engine: Engine, resolved: Resolved) -> None:
+        self.engine = engine
+        self.system = resolved.recipe.data.system
+        self._sampling = Sampling(max_new_tokens=resolved.recipe.evaluate.max_new_tokens or 256)
+
+    def messages(self, *turns: Message) -> list[Message]:
+        """The turns, after the system prompt that the model was tuned with."""
+        return [Message("system", self.system), *turns] if self.system else list(turns)
+
+    def ask(self, text: str, *, tuned: bool = True, sampling: Sampling | None = None) -> Answer:
+        """The answer to one prompt, of the tuned or of the base model."""
+        respond = self.engine.tuned if tuned else self.engine.base
+        return respond([self.messages(Message("user", text))], sampling or self.sampling)[0]
+
+    def answer(self, text: str) -> str:
+        """The text of the tuned model's answer to one prompt."""
+        return self.ask(text).text
+
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy, as long as the longest reference allows."""
+        return self._sampling
+
+
+def open_run(run: Run, *, offline: bool = False) -> Opened:
+    """Locate the run's base, refuse other weights and another template. Raises InputError."""
+    manifest = read_json(run.manifest)
+    resolved = Resolved.from_json(read_json(run.resolved))
+    model = resolved.recipe.model
+    with console.ticker() as tick:
+        revision = manifest["base"]["revision"] or model.revision
+        base = locate(model.name, revision=revision, offline=offline, progress=tick)
+    if base.sha256 != manifest["base"]["sha256"]:
+        raise InputError(
+            "the base model is not the one of this run",
+            f"{run.name}: {manifest['base']['origin']} sha256 {manifest['base']['sha256'][:12]}, "
+            f"now {base.origin} sha256 {base.sha256[:12]}",
+            "put that model back, or start over: retone run RECIPE --fresh",
+            "other-base",
+        )
+    tokenizer = load_tokenizer(base)
+    date = datetime.date.fromisoformat(manifest["date"]) if manifest["date"] else None
+    template = ChatTemplate(tokenizer, name=base.name, date=date)
+    changed = template.verify_lock(read_json(run.template_lock))
+    if changed:
+        raise InputError(
+            "the chat template renders other tokens than when the run was made",
+            f"{run.name}: {changed[0]}",
+            "restore the base model's chat template, or start over with --fresh",
+            "template-changed",
+        )
+    return Opened(run, resolved, base, tokenizer, template)
+
+
+def read_split(run: Run, name: str) -> list[Conversation]:
+    """The prepared rows of train, validation or test."""
+    return [from_row(row) for row in read_jsonl(run.split(name))]
+
+
+def load(run: str | Run = "latest", *, offline: bool = False) -> Tuned:
+    """A tuned model, ready to answer.
+
+    Args:
+        run: a run, its directory, its name, or `latest`.
+        offline: never ask a network.
+    """
+    found = run if isinstance(run, Run) else find_run(run)
+    if not found.adapter.is_dir():
+        raise InputError(
+            f'the run "{found.name}" is not trained yet',
+            f"status {found.status}",
+            "retone run RECIPE   (the same recipe resumes it)",
+            "not-trained",
+        )
+    opened = open_run(found, offline=offline)
+    model = add_adapter(opened.load_base_model(), found.adapter, opened.base)
+    batch_size = opened.resolved.recipe.evaluate.batch_size
+    engine = Engine(model, opened.tokenizer, opened.template, batch_size=batch_size)
+    return Tuned(engine, opened.resolved)

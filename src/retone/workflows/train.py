@@ -1,0 +1,107 @@
+"""`retone train`: the run's data through `fit`, and its adapter saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from retone import console
+from retone.config import load_recipe
+from retone.data.checks import Ledger, encode_all
+from retone.models.loading import save_adapter
+from retone.models.methods import METHODS, count_parameters
+from retone.run_dir import Run, read_json, whole_folder, write_json
+from retone.training.loop import FitData, FitResult, fit
+from retone.workflows.create import create
+from retone.workflows.load import open_run, read_split
+
+
+def train(run: Run, *, offline: bool = False) -> FitResult:
+    """Train a run (or go on where it was stopped) and save its adapter.
+
+    Raises Interrupted when stopped, after a checkpoint; MachineError for a full disk or a loss
+    that is no longer finite.
+    """
+    import torch
+
+    opened = open_run(run, offline=offline)
+    recipe = opened.resolved.recipe
+    limit = recipe.data.max_length
+    rows = encode_all(read_split(run, "train"), opened.template, Ledger(""), limit)
+    held = read_split(run, "validation")
+    validation = encode_all(held, opened.template, Ledger(""), limit) if held else []
+    torch.manual_seed(recipe.train.seed)
+    model = METHODS[recipe.method.kind](opened.load_base_model(), recipe.method)
+    parameters = count_parameters(model)
+    console.note(str(parameters))
+
+    with run.locked(), console.ticker() as tick:
+        result = fit(
+            model,
+            FitData(rows, validation, pad_id=opened.template.stop_id),
+            recipe.train,
+            opened.resolved.total_steps,
+            checkpoints=run.checkpoints,
+            metrics=run.metrics,
+            listen=_listener(tick, recipe.train.minutes),
+        )
+        with whole_folder(run.adapter) as staging:
+            save_adapter(model, opened.base, staging)
+        write_json(run.training, {**asdict(result), "parameters": asdict(parameters)})
+    return result
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained run."""
+
+    run: Run
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `retone train --json`."""
+        return {"run": str(self.run.path), **read_json(self.run.training)}
+
+    def show(self) -> None:
+        """Print how training ended."""
+        facts = read_json(self.run.training)
+        loss = "" if facts["best_loss"] is None else f", best loss {facts['best_loss']:.3f}"
+        told = f"{facts['steps']} steps in {facts['seconds']:.0f} s{loss}"
+        console.out().print(f"{escape(str(self.run.path))}: {told}")
+
+
+def train_recipe(
+    recipe: str,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+    name: str | None = None,
+    resume: bool = False,
+    offline: bool = False,
+) -> TrainResult:
+    """Only the training stage of `retone run`; arguments as there."""
+    settings = load_recipe(recipe, flags=flags, sets=sets)
+    found = create(settings, name=name or Path(recipe).stem, fresh=not resume, offline=offline)
+    if found.status == "interrupted":
+        train(found, offline=offline)
+    return TrainResult(found)
+
+
+def _listener(tick: console.Ticker, minutes: float | None) -> Any:
+    """Turns lines of metrics.jsonl into the live line."""
+    seen: dict[str, float] = {}
+
+    def listen(line: dict[str, Any]) -> None:
+        if "eval_loss" in line:
+            seen["eval"] = line["eval_loss"]
+        detail = console.training_detail(line, seen.get("eval"))
+        if line["total_steps"] is None:
+            done, total = int(line["seconds"]), int(60 * (minutes or 0))
+        else:
+            done, total = line["step"], line["total_steps"]
+        tick("training", done, total, f"step {line['step']}  {detail}")
+
+    return listen
