@@ -11,7 +11,11 @@ Names are loaded on first use, so that `import retone` costs no torch.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# No telemetry, ours or a dependency's; huggingface_hub reads this when it is first imported.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run"]

@@ -37,26 +37,8 @@ evaluate_every = 2
 [evaluate]
 max_new_tokens = 6
 """
-NOUNS = [
-    "cat",
-    "dog",
-    "bird",
-    "fish",
-    "mouse",
-    "horse",
-    "goat",
-    "sheep",
-    "duck",
-    "goose",
-    "hen",
-    "cow",
-    "pig",
-    "bee",
-    "ant",
-    "fox",
-    "owl",
-    "bat",
-]
+NOUNS = ["cat", "dog", "bird", "fish", "mouse", "horse", "goat", "sheep", "duck", "goose", "hen"]
+NOUNS += ["cow", "pig", "bee", "ant", "fox", "owl", "bat"]
 
 
 @pytest.fixture
@@ -222,11 +204,13 @@ def test_adapter_loads_in_plain_peft_with_the_same_answers(
         model = PeftModel.from_pretrained(model, adapter)
         answers = []
         for text in ("The cat sleeps", "The owl sleeps", "Hello there."):
-            messages = [{"role": "system", "content": "Be Yoda."}, {"role": "user", "content": text}]
+            messages = [{"role": "system", "content": "Be Yoda."}]
+            messages += [{"role": "user", "content": text}]
             ids = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
             out = model.generate(**ids, max_new_tokens=6, do_sample=False)
-            answers.append(tokenizer.decode(out[0, ids["input_ids"].shape[1]:], skip_special_tokens=True))
+            new = out[0, ids["input_ids"].shape[1]:]
+            answers.append(tokenizer.decode(new, skip_special_tokens=True))
         assert "retone" not in sys.modules
         print(json.dumps(answers))
     """)
@@ -237,7 +221,8 @@ def test_adapter_loads_in_plain_peft_with_the_same_answers(
     ours = retone.load("latest")
     answers = [ours.answer(text) for text in ("The cat sleeps", "The owl sleeps", "Hello there.")]
     assert json.loads(done.stdout.splitlines()[-1]) == answers
-    assert len(set(answers)) > 1
+    prompts = ("The cat sleeps", "The owl sleeps", "Hello there.")
+    assert answers != [ours.ask(text, tuned=False).text for text in prompts]
     config = json.loads(Path(result["run"], "adapter", "adapter_config.json").read_text())
     assert str(Path.home()) not in config["base_model_name_or_path"]
 

@@ -61,7 +61,7 @@ def fails(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int) -
         (["run", "none.toml"], "no such file"),
         (["rnu", "yoda"], "Did you mean 'run'"),
         (["run", "yoda", "--epoch", "2"], "--epochs"),
-        (["run", "yoda", "--epochs", "many"], "many"),
+        (["run", "yoda", "--epochs", "many"], "'--epochs'"),
         (["run", "yoda", "--set", "epochs=2"], "section.field=value"),
         (["run", "yoda", "--set", "train.epoch=2"], 'did you mean "epochs"'),
         (["run", "yoda", "--set", "trian.epochs=2"], 'did you mean "train"'),
@@ -108,15 +108,31 @@ def test_broken_toml(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("rows.jsonl", b'{"prompt": "caf\xe9"}', "line 1: byte 0xe9"),
         ("rows.jsonl", b'{"prompt": 1}\n{"prom\n[1]\n', "line 2: not JSON"),
         ("rows.jsonl", b'{"text": "hello"}\n', "columns text"),
-        ("rows.jsonl", GOOD.encode() + b'{"prompt": "x", "completion": "  "}\n', "row 2: field completion: empty"),
-        ("rows.jsonl", GOOD.encode() + b'{"prompt": "x"}\n', "row 2: field completion: text is expected, found nothing"),
-        ("rows.jsonl", b'{"messages": [{"role": "user", "content": "x"}]}\n', "row 1: field messages: no assistant turn"),
-        ("rows.jsonl", b'{"messages": [{"role": "boss", "content": "x"}]}\n', "messages[0].role: found 'boss'"),
+        (
+            "rows.jsonl",
+            GOOD.encode() + b'{"prompt": "x", "completion": "  "}\n',
+            "row 2: field completion: empty",
+        ),
+        (
+            "rows.jsonl",
+            GOOD.encode() + b'{"prompt": "x"}\n',
+            "row 2: field completion: text is expected, found nothing",
+        ),
+        (
+            "rows.jsonl",
+            b'{"messages": [{"role": "user", "content": "x"}]}\n',
+            "row 1: field messages: no assistant turn",
+        ),
+        (
+            "rows.jsonl",
+            b'{"messages": [{"role": "boss", "content": "x"}]}\n',
+            "messages[0].role: found 'boss'",
+        ),
         ("rows.json", b'{"prompt": "x"}', "a list of objects is expected, found dict"),
         ("rows.csv", b"prompt,completion\na,b,c\n", "line 2: 3 values for 2 columns"),
         ("rows.xlsx", b"PK", "ending '.xlsx'"),
     ],
-)  # fmt: skip
+)
 def test_wrong_data(
     name: str, content: bytes | None, expected: str, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
