@@ -177,3 +177,55 @@ def test_bf16_loss_is_within_one_percent() -> None:
     with kernels.fused_lora(model):
         part, weight = batch_loss(model, collate(rows, pad_id=0), fast=True)
     assert float(part.detach() / weight) == pytest.approx(exact, rel=0.01)
+
+
+def with_prefix(count: int) -> list[EncodedRow]:
+    """Rows that start with the same 9 masked tokens."""
+    prefix = tuple(range(40, 49))
+    return [
+        EncodedRow(prefix + row.input_ids, (0.0,) * 9 + row.loss_weights)
+        for row in tiny.rows(count)
+    ]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_shared_prefix_is_exact(attention: str) -> None:
+    """Loss and gradients with the prefix computed once, against every row alone."""
+    model = tuned_model()
+    model.config._attn_implementation = attention
+    batch = collate(with_prefix(8), pad_id=0)
+    assert kernels.shared_prefix(model, batch) == 9
+    results = []
+    for fast in (True, False):
+        model.zero_grad()
+        loss, _ = batch_loss(model, batch, fast=fast)
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((loss.detach(), gradients))
+    (fast_loss, fast_gradients), (loss, gradients) = results
+    torch.testing.assert_close(fast_loss, loss, rtol=RTOL, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(fast_gradients[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prefix_is_shared_only_where_that_is_exact() -> None:
+    model = tuned_model()
+    rows = with_prefix(4)
+    assert kernels.shared_prefix(model, collate(rows[:1], 0)) == 0  # nothing to share
+    assert kernels.shared_prefix(model, collate(tiny.rows(4), 0)) == 0  # other beginnings
+    trained_early = [
+        EncodedRow(row.input_ids, (0.0,) * 5 + (1.0,) * (len(row.input_ids) - 5)) for row in rows
+    ]
+    assert kernels.shared_prefix(model, collate(trained_early, 0)) == 4
+    same = [rows[0], rows[0]]
+    assert kernels.shared_prefix(model, collate(same, 0)) < rows[0].loss_weights.index(1.0)
+    model.config.sliding_window = 8
+    model.config.layer_types = ["sliding_attention", "sliding_attention"]
+    assert kernels.shared_prefix(model, collate(rows, 0)) == 0
+
+
+def test_fast_is_plain_with_a_shared_prefix(tmp_path: Path) -> None:
+    rows = with_prefix(40)
+    fast = run_fit(tmp_path, "fast", rows, micro_batch_size=16)
+    plain = run_fit(tmp_path, "plain", rows, micro_batch_size=8, fast=False)
+    assert fast == pytest.approx(plain, rel=RTOL)

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from retone.batch import Batch
 
 
 class FusedLora(torch.autograd.Function):
@@ -101,6 +105,45 @@ def head_only_at(model: Any, index: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def shared_prefix(model: Any, batch: Batch) -> int:
+    """Number of leading tokens that may be computed once for all rows of the batch.
+
+    Rows that start with the same system prompt share keys and values there. 0 where that would not
+    be exact: a trained token in the prefix, a cache that forgets (sliding windows), or a wrapped
+    model that expects one forward per backward (DDP).
+    """
+    if batch.rows < 2 or hasattr(model, "module") or not _plain_cache(model):
+        return 0
+    same = (batch.input_ids == batch.input_ids[:1]).all(dim=0) & batch.attention_mask.bool().all(0)
+    shared = int(same.long().cumprod(dim=0).sum())
+    trained = batch.loss_weights.any(dim=0).long()
+    # The position before a trained token has to stay outside: its logits are needed per row.
+    return max(0, min(shared, int(trained.argmax()) - 1)) if bool(trained.any()) else 0
+
+
+def _plain_cache(model: Any) -> bool:
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def prefix_cache(model: Any, prefix: Tensor, rows: int) -> DynamicCache:
+    """Keys and values of a prefix, computed once and shown to every row; gradients flow through.
+
+    Args:
+        model: a causal language model for which `shared_prefix` is not 0.
+        prefix: int64 [1, shared].
+        rows: rows of the batch.
+    """
+    cache = DynamicCache(config=model.config)
+    nothing = torch.empty(0, dtype=torch.long, device=prefix.device)
+    with head_only_at(model, nothing):
+        model(input_ids=prefix, past_key_values=cache, use_cache=True)
+    for layer in cache.layers:
+        layer.keys = layer.keys.expand(rows, -1, -1, -1)  # [batch, heads, shared, head_dim]
+        layer.values = layer.values.expand(rows, -1, -1, -1)
+    return cache
 
 
 def keep_freed_memory() -> bool:

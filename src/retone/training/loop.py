@@ -170,19 +170,27 @@ def fit(
 def batch_loss(model: Any, batch: Batch, *, fast: bool) -> tuple[Tensor, Tensor]:
     """(weighted sum of the losses in nats, sum of the weights) of one batch.
 
-    `fast` sends only the positions that predict a trained token through the output head; its
-    plain twin computes the logits of every position and then picks.
+    `fast` computes a prefix that all rows share once, and sends only the positions that predict a
+    trained token through the output head; its plain twin computes everything and then picks.
     """
-    # Position i predicts token i + 1, so the weights move one to the left.
-    weights = torch.nn.functional.pad(batch.loss_weights[:, 1:], (0, 1)).flatten()  # [batch * seq]
-    targets = torch.roll(batch.input_ids, -1, dims=1).flatten()
+    shared = kernels.shared_prefix(model, batch) if fast else 0
+    # Position i predicts token i + 1, so weights and targets move one to the left.
+    weights = torch.nn.functional.pad(batch.loss_weights[:, 1:], (0, 1))[:, shared:].flatten()
+    targets = torch.roll(batch.input_ids, -1, dims=1)[:, shared:].flatten()  # [batch * seq]
     index = weights.nonzero().squeeze(-1)  # [positions]
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    inputs = {
+        "input_ids": batch.input_ids[:, shared:],
+        "attention_mask": batch.attention_mask,
+        "use_cache": shared > 0,
+    }
+    if shared:
+        prefix = batch.input_ids[:1, :shared]
+        inputs["past_key_values"] = kernels.prefix_cache(model, prefix, batch.rows)
     if fast:
         with kernels.head_only_at(getattr(model, "module", model), index):
-            logits = model(**inputs, use_cache=False).logits[0]  # [positions, vocabulary]
+            logits = model(**inputs).logits[0]  # [positions, vocabulary]
     else:
-        logits = model(**inputs, use_cache=False).logits.flatten(0, 1)[index]
+        logits = model(**inputs).logits.flatten(0, 1)[index]
     return cross_entropy(logits, targets[index], weights[index])
 
 
