@@ -97,7 +97,7 @@ def new_verb(
 
 @app.command("inspect")
 def inspect_verb(
-    what: Annotated[list[str], typer.Argument(metavar="RECIPE|DATA", help="What to look at.")],
+    what: Annotated[str, typer.Argument(metavar="RECIPE|DATA", help="What to look at.")],
     tokens: Annotated[int, typer.Option(min=0, help="Rows whose trained tokens to show.")] = 0,
     model: Model = None, train: Train = None, test: Test = None, sets: Sets = None,
     offline: Offline = False, json: Json = False, debug: Debug = False,
@@ -129,6 +129,33 @@ def train_verb(
         resume=resume,
         offline=offline,
     )
+
+
+@app.command("evaluate")
+def evaluate_verb(
+    run: RunArg,
+    test: Annotated[str | None, typer.Option(help="Another test file of the same shape.")] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=NUMBER", help="Exit 1 when tuned is worse; repeatable."),
+    ] = None,
+    offline: Offline = False, json: Json = False, debug: Debug = False,
+) -> Call:  # fmt: skip
+    """Answer and score the held-out rows again, or another file, with every candidate."""
+    from retone.workflows.evaluate import evaluate_run
+
+    return partial(evaluate_run, run, test=test, fail_under=fail_under or (), offline=offline)
+
+
+@app.command("compare")
+def compare_verb(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Finished runs.")],
+    json: Json = False, debug: Debug = False,
+) -> Call:  # fmt: skip
+    """Show which settings differ between runs, and whether their answers do."""
+    from retone.workflows.compare import compare
+
+    return partial(compare, runs)
 
 
 @app.command("ask")

@@ -70,7 +70,7 @@ class DataSection(Section):
     showcase: list[str] = Field(default_factory=list)
     """Prompts whose answers before and after are shown; filled from the test rows when empty."""
     max_length: Annotated[int, Field(gt=0)] | None = None
-    """Longest row in tokens; None: the longest row of the data, within the model's context."""
+    """Longest row in tokens; left out: the longest row of the data, within the model's context."""
 
 
 class MethodSection(Section):
@@ -81,7 +81,7 @@ class MethodSection(Section):
     rank: Annotated[int, Field(gt=0)] = 8
     """Rank of each adapter pair."""
     alpha: Positive | None = None
-    """Adapters are scaled by alpha / rank; None: twice the rank."""
+    """Adapters are scaled by alpha / rank; left out: twice the rank."""
     dropout: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     """Dropout on the adapters' input."""
     targets: str | list[str] = "all-linear"
@@ -100,25 +100,27 @@ class TrainSection(Section):
     batch_size: Annotated[int, Field(gt=0)] = 16
     """Rows per optimizer step, over all devices."""
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Rows per forward pass and device; None: as many as fit."""
+    """Rows per forward pass and device; left out: as many as fit."""
     learning_rate: Positive | None = None
-    """Peak learning rate; None: by method."""
+    """Peak learning rate; left out: by method."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Shape of the decay after the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Steps of linear warm-up; None: 5 % of the steps."""
+    """Steps of linear warm-up; left out: 5 % of the steps."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this L2 norm."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds adapters, data order and dropout."""
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
+    """Train once with each of these seeds and show the spread, for example [0, 1, 2]."""
     log_every: Annotated[int, Field(gt=0)] = 1
     """Steps between two lines of metrics.jsonl."""
     evaluate_every: Annotated[int, Field(gt=0)] | None = None
-    """Steps between two evaluation losses; None: twice an epoch."""
+    """Steps between two evaluation losses; left out: twice an epoch."""
     save_every: Annotated[int, Field(gt=0)] | None = None
-    """Steps between two checkpoints; None: once an epoch."""
+    """Steps between two checkpoints; left out: once an epoch."""
     fast: bool = True
     """False trains by the plain twins of the fast paths."""
 
@@ -134,11 +136,13 @@ class EvaluateSection(Section):
     """[evaluate]: how answers are made and scored."""
 
     max_new_tokens: Annotated[int, Field(gt=0)] | None = None
-    """Longest answer in tokens; None: a half more than the longest reference."""
+    """Longest answer in tokens; left out: a half more than the longest reference."""
     batch_size: Annotated[int, Field(gt=0)] = 32
     """Prompts answered together."""
     limit: Annotated[int, Field(gt=0)] | None = None
     """Score only the first so many test rows."""
+    instruction: str | None = None
+    """System prompt of the prompted baseline; left out: written from the training rows."""
 
 
 class Recipe(Section):
@@ -200,6 +204,17 @@ def load_recipe(
             "the recipe is not valid TOML", f"{path}: {error}", "mend that line", "broken-recipe"
         ) from error
     _anchor_paths(values.get("data"), path.parent)
+    return complete_recipe(values, str(path), flags=flags, sets=sets)
+
+
+def complete_recipe(
+    values: dict[str, Any],
+    where: str,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> Recipe:
+    """The recipe of TOML `values` with flags and sets laid over them; `where` is for messages."""
     overrides = [(FLAGS[flag], value) for flag, value in (flags or {}).items() if value is not None]
     overrides += [_parse_set(item) for item in sets]
     for field, value in overrides:
@@ -210,7 +225,7 @@ def load_recipe(
     except ValidationError as error:
         raise InputError(
             "the recipe has fields that cannot be used",
-            f"{path}: " + "; ".join(_explain(item, values) for item in error.errors()),
+            f"{where}: " + "; ".join(_explain(item) for item in error.errors()),
             "mend them in the recipe, or override with --set section.field=value",
             "wrong-recipe",
         ) from error
@@ -249,7 +264,7 @@ def _override(values: dict[str, Any], field: str, value: Any) -> None:
         target[key] = value
 
 
-def _explain(item: Any, values: dict[str, Any]) -> str:
+def _explain(item: Any) -> str:
     """One pydantic finding as `section.field: what is wrong (found ...)`."""
     place = [str(part) for part in item["loc"]]
     field = ".".join(place)

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -114,6 +115,12 @@ def read_jsonl(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def fingerprint(*parts: Any) -> str:
     """sha256 over the canonical JSON of `parts`."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, default=str)
@@ -171,15 +178,25 @@ class Run:
         """How training ended: steps, best loss, seconds, memory, parameters."""
         return self.path / "training.json"
 
+    def evaluation(self, test: str = "") -> Path:
+        """Folder of the evaluation on the run's own test rows, or on another file's."""
+        folder = self.path / "evaluation"
+        return folder / test if test else folder
+
     @property
     def scores(self) -> Path:
         """Scores of every candidate; there only when the run is finished."""
-        return self.path / "evaluation" / "scores.json"
+        return self.evaluation() / "scores.json"
 
     @property
     def answers(self) -> Path:
         """Every candidate's answers to every test row."""
-        return self.path / "evaluation" / "answers.jsonl"
+        return self.evaluation() / "answers.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The report on the run's own test rows."""
+        return self.path / "report.html"
 
     def split(self, name: str) -> Path:
         """The prepared rows of `train`, `validation` or `test`."""
@@ -187,10 +204,22 @@ class Run:
 
     @property
     def status(self) -> str:
-        """finished, trained or interrupted."""
+        """finished, trained, interrupted or new."""
         if self.scores.is_file():
             return "finished"
-        return "trained" if self.training.is_file() else "interrupted"
+        if self.training.is_file():
+            return "trained"
+        return "interrupted" if self.checkpoints.is_dir() else "new"
+
+    @property
+    def told(self) -> str:
+        """The status as a sentence on what happens next."""
+        return {
+            "finished": "finished before; shown again (--fresh starts a new run)",
+            "trained": "trained before; evaluation follows",
+            "interrupted": "goes on where it was stopped",
+            "new": "a new run",
+        }[self.status]
 
     @property
     def bytes(self) -> int:
@@ -213,20 +242,29 @@ class Run:
             ) from None
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run of ours; any other folder with a manifest.json is not touched."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and {"fingerprint", "created", "retone"} <= manifest.keys()
+
+
 def all_runs() -> list[Run]:
     """Every run, oldest first."""
-    manifests = runs_root().glob("*/manifest.json")
-    dated = sorted((read_json(manifest)["created"], manifest.parent) for manifest in manifests)
+    folders = [path.parent for path in runs_root().glob("*/manifest.json") if is_run(path.parent)]
+    dated = sorted((read_json(path / "manifest.json")["created"], path) for path in folders)
     return [Run(path) for _, path in dated]
 
 
 def find_run(name: str) -> Run:
     """A run by directory, by name, or `latest` (the newest finished or trained one)."""
-    if Path(name, "manifest.json").is_file():
+    if is_run(Path(name)):
         return Run(Path(name))
     runs = all_runs()
     if name == "latest":
-        done = [run for run in runs if run.status != "interrupted"]
+        done = [run for run in runs if run.status in ("finished", "trained")]
         if done:
             return done[-1]
     for run in runs:
@@ -250,8 +288,16 @@ def newest_run(key: str) -> Run | None:
 def create_run(name: str, manifest: dict[str, Any], files: dict[str, Any]) -> Run:
     """Make a new run directory that appears whole: its manifest and the JSON `files` given.
 
-    Takes `name`, or `name-2`, `name-3` ... where that is taken.
+    Takes `name`, or `name-2`, `name-3` ... where that is taken. Raises InputError for a name that
+    is not one folder's.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(
+            "the name of a run is one plain word",
+            repr(name),
+            "--name my-run   (letters, digits, dot, dash, underscore)",
+            "wrong-name",
+        )
     root = runs_root()
     root.mkdir(parents=True, exist_ok=True)
     number, path = 1, root / name

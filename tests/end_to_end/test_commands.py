@@ -64,7 +64,10 @@ def test_run_remembers_everything_and_is_reused(
     assert set(first["scores"]) >= {"copy", "base", "tuned"}
     bleu = first["scores"]["tuned"]["bleu"]
     assert bleu["n"] == 2
-    assert "tok:13a" in bleu["signature"]
+    assert "tok:13a" in first["signatures"]["bleu"]
+    assert "tuned-base" in first["differences"]
+    assert "prompted" in first["scores"]
+    assert Path(first["report"]).read_text().startswith("<!doctype html>")
     run = Run(Path(first["run"]))
     assert run.status == "finished"
     for path in (run.resolved, run.manifest, run.template_lock, run.metrics, run.ledger,
@@ -141,13 +144,14 @@ def test_train_and_resume(work: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_minutes_end_a_run(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, "train", "my.toml", "--set", "train.minutes=0.02")
     assert result["seconds"] >= 1.2
-    assert result["steps"] > 6
+    assert result["steps"] >= 1
 
 
 def test_inspect_shows_what_is_trained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = run_json(capsys, "inspect", "my.toml")
-    (source,) = told["sources"]
+    source, held = told["sources"]
     assert source["read"] == source["used"] == 15
+    assert held["read"] == held["used"] == 1
     assert source["tokens"]["trained"] > 0
     assert main(["inspect", "my.toml", "--tokens", "2"]) == 0
     shown = capsys.readouterr().out
@@ -160,7 +164,7 @@ def test_rows_that_do_not_fit_are_counted(work: Path, capsys: pytest.CaptureFixt
     with (work / "rows.csv").open("a") as file:
         file.write(f"The long one,{'Sleeps and ' * 200}does\n")
     told = run_json(capsys, "inspect", "my.toml", "--set", "data.max_length=90")
-    (source,) = told["sources"]
+    source = told["sources"][0]
     assert sum(source["dropped"].values()) <= 1
     assert source["used"] + sum(source["dropped"].values()) == source["read"]
     assert source["longest_row"] <= 90

@@ -84,8 +84,7 @@ def encode_all(
     """Encode conversations and account for every one of them.
 
     A row longer than `max_length` tokens loses its oldest turns, whole, until it fits; where its
-    answer or end token would still be cut it is dropped and counted. Raises InputError when no
-    token would be trained.
+    answer or end token would still be cut it is dropped and counted.
     """
     rows: list[EncodedRow] = []
     for conversation in conversations:
@@ -104,15 +103,21 @@ def encode_all(
             ledger.masked += len(row.input_ids) - row.trained
             ledger.lengths.append(len(row.input_ids))
         rows.extend(encoded)
-    if not ledger.trained:
-        reasons = "; ".join(f"{reason}: {count} rows" for reason, count in ledger.dropped.items())
-        raise InputError(
-            "no token of the training data would be trained",
-            f"{ledger.path}: {ledger.read} rows read; {reasons or 'every turn is masked'}",
-            "retone inspect DATA   (shows each reason with row numbers)",
-            "nothing-trained",
-        )
     return rows
+
+
+def require_trained(ledger: Ledger) -> None:
+    """InputError, with the reasons, when no token of the data would be trained."""
+    if ledger.trained:
+        return
+    reasons = "; ".join(f"{reason}: {count} rows" for reason, count in ledger.dropped.items())
+    examples = "; ".join(places[0] for places in ledger.examples.values())
+    raise InputError(
+        "no token of the training data would be trained",
+        f"{ledger.path}: {ledger.read} rows read; {reasons or 'every turn is masked'} {examples}",
+        "mend the rows that are named, or raise data.max_length",
+        "nothing-trained",
+    )
 
 
 def _encode_to_fit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Callable
 from importlib import resources
@@ -34,12 +33,6 @@ def source_path(name: str) -> Path:
         "check the path: relative paths belong to the recipe's folder",
         "no-data-file",
     )
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -78,7 +78,7 @@ class Engine:
 
     def base(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
         """Answers with the adapter switched off (a `Responder`)."""
-        with self._untuned():
+        with self.answering(tuned=False):
             return self._respond(prompts, sampling)
 
     def stream(
@@ -94,7 +94,7 @@ class Engine:
 
         def write() -> None:
             try:
-                with nullcontext() if tuned else self._untuned():
+                with self.answering(tuned=tuned):
                     self._generate(ids, mask, sampling, streamer=streamer, stop=stop)
             except BaseException as error:  # handed over to the reading thread
                 failed.append(error)
@@ -175,11 +175,12 @@ class Engine:
         )
         return output
 
-    def _untuned(self) -> AbstractContextManager[Any]:
-        if hasattr(self.model, "disable_adapter"):
-            context: AbstractContextManager[Any] = self.model.disable_adapter()
-            return context
-        return nullcontext()
+    def answering(self, *, tuned: bool) -> AbstractContextManager[Any]:
+        """Inside the block the model is the tuned one, or the base model."""
+        if tuned or not hasattr(self.model, "disable_adapter"):
+            return nullcontext()
+        context: AbstractContextManager[Any] = self.model.disable_adapter()
+        return context
 
 
 class _StopWhen(StoppingCriteria):  # type: ignore[misc]

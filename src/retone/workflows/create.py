@@ -7,6 +7,7 @@ import importlib.metadata
 import platform
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,15 @@ from retone.batch import EncodedRow
 from retone.chat_template import ChatTemplate, RowRejected
 from retone.config import Recipe
 from retone.conversation import Conversation, Message
-from retone.data.checks import Ledger, encode_all
+from retone.data.checks import Ledger, encode_all, require_trained
 from retone.data.formats import detect_shape, to_conversations
 from retone.data.mixing import split_by_content
-from retone.data.sources import file_sha256, read_rows, source_path
+from retone.data.sources import read_rows, source_path
 from retone.errors import InputError
 from retone.models.loading import load_tokenizer
 from retone.models.locate import LocatedModel, locate
 from retone.planning import Choice, DataFacts, ModelFacts, Resolved, probe_machine, resolve
-from retone.run_dir import Run, create_run, fingerprint, newest_run
+from retone.run_dir import Run, create_run, file_sha256, fingerprint, newest_run
 
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sacrebleu")
 REUSED_WORDS = 0.5  # a rewrite's answers hold at least this share of the prompt's words
@@ -48,7 +49,7 @@ class Prepared:
     validation: list[Conversation]
     test: list[Conversation]
     encoded: list[EncodedRow]
-    ledger: Ledger
+    ledgers: list[Ledger]  # of the training and of the validation rows
     resolved: Resolved
 
 
@@ -70,10 +71,12 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     files = {f"data/{split}.jsonl": [as_row(row) for row in rows] for split, rows in splits.items()}
     return create_run(
         name,
-        _manifest(prepared, key, sources),
+        _manifest(prepared, name, key, sources),
         {
             **files,
-            "data/ledger.json": {"sources": [prepared.ledger.as_json()]},
+            "data/ledger.json": {
+                "sources": [ledger.as_json() for ledger in prepared.ledgers if ledger.read]
+            },
             "resolved.json": prepared.resolved.as_json(),
             "template_lock.json": prepared.template.lock(lockable_prompts(prepared.template)),
         },
@@ -82,11 +85,12 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
 
 def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
     """Read and encode the data and resolve the recipe; nothing is written."""
-    rows = _read(recipe, recipe.data.train)
+    rows, shape = _read(recipe.data.train, recipe.data.columns, recipe.data.system)
     if recipe.data.test is not None:
-        test = _read(recipe, recipe.data.test)[: recipe.evaluate.limit]
+        test = read_conversations(recipe.model_dump(), recipe.data.test)
     else:
         rows, test = split_by_content(rows, recipe.data.eval_fraction, recipe.train.seed)
+    require_rows(test, "test")
     train, validation = split_by_content(rows, recipe.data.validation_fraction, recipe.train.seed)
     with console.ticker() as tick:
         base = locate(
@@ -95,13 +99,18 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
     tokenizer = load_tokenizer(base)
     template = ChatTemplate(tokenizer, name=base.name)
     context = base.context or 2048
-    ledger = Ledger(recipe.data.train, detect(recipe, recipe.data.train))
-    encoded = encode_all(train, template, ledger, recipe.data.max_length or context)
+    limit = recipe.data.max_length or context
+    ledger = Ledger(recipe.data.train, shape)
+    encoded = encode_all(train, template, ledger, limit)
+    require_trained(ledger)
+    held = Ledger(f"{recipe.data.train} (validation)", shape)
+    encode_all(validation, template, held, limit)
+    lengths = [*ledger.lengths, *held.lengths]
     facts = DataFacts(
         rows=len(encoded),
-        longest_row=max(ledger.lengths),
-        longest_answer=_longest_answer([*train, *test], tokenizer),
-        mean_row=sum(ledger.lengths) / len(ledger.lengths),
+        longest_row=max(lengths),
+        longest_answer=_longest_answer(train, tokenizer),
+        mean_row=sum(lengths) / len(lengths),
         copies_prompt=_reuses_prompt(train),
     )
     model = ModelFacts(parameters=weights_parameters(base.path), context=context)
@@ -110,14 +119,15 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
         because = "the template prints today's date; it is pinned"
         pinned = Choice(template.date.isoformat(), because)
         resolved.chosen["template.date"] = pinned
-    return Prepared(base, tokenizer, template, train, validation, test, encoded, ledger, resolved)
+    return Prepared(
+        base, tokenizer, template, train, validation, test, encoded, [ledger, held], resolved
+    )
 
 
-def detect(recipe: Recipe, name: str) -> str:
-    """The row shape of a file with its evidence, for people."""
-    path = source_path(name)
-    shape = detect_shape(read_rows(path), recipe.data.columns, path)
-    return f"{shape.name} ({shape.evidence})"
+def read_conversations(recipe: Mapping[str, Any], name: str) -> list[Conversation]:
+    """The rows of a data file, read as the (dumped) recipe says."""
+    data = recipe["data"]
+    return _read(name, data["columns"], data["system"])[0]
 
 
 def as_row(conversation: Conversation) -> dict[str, Any]:
@@ -163,11 +173,15 @@ def _sources(recipe: Recipe) -> dict[str, str]:
     return {key: path for key, path in found.items() if path is not None}
 
 
-def _read(recipe: Recipe, name: str) -> list[Conversation]:
+def _read(
+    name: str, columns: Mapping[Any, str], system: str | None
+) -> tuple[list[Conversation], str]:
+    """The conversations of a file, and its shape with the evidence."""
     path = source_path(name)
     rows = read_rows(path)
-    shape = detect_shape(rows, recipe.data.columns, path)
-    return to_conversations(rows, shape, path, recipe.data.system)
+    shape = detect_shape(rows, columns, path)
+    found = to_conversations(rows, shape, path, system)
+    return found, f"{shape.name} ({shape.evidence})"
 
 
 def _longest_answer(rows: list[Conversation], tokenizer: Any) -> int:
@@ -186,10 +200,11 @@ def _reuses_prompt(rows: list[Conversation]) -> bool:
     return bool(shares) and sum(shares) / len(shares) >= REUSED_WORDS
 
 
-def _manifest(prepared: Prepared, key: str, sources: dict[str, str]) -> dict[str, Any]:
+def _manifest(prepared: Prepared, name: str, key: str, sources: dict[str, str]) -> dict[str, Any]:
     base = prepared.base
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
+        "recipe": name,
         "fingerprint": key,
         "retone": __version__,
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},

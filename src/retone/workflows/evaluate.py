@@ -1,89 +1,307 @@
-"""`retone evaluate`: the same held-out rows answered by every candidate, and scored."""
+"""`retone evaluate`: the same rows answered by every candidate, scored, compared, reported."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from retone import console
-from retone.conversation import Conversation
-from retone.evaluation.candidates import candidates
-from retone.evaluation.metrics import MetricValue, corpus_scores
+from retone.conversation import Conversation, Message
+from retone.data.sources import source_path
+from retone.errors import CheckFailed, InputError, nearest
+from retone.evaluation.candidates import Candidate, answer_all, candidates
+from retone.evaluation.metrics import METRICS, Metric, RowScores, row_scores, sentence_scores
+from retone.evaluation.statistics import Difference, adjust, difference, score, verdict
+from retone.evaluation.style import written_instruction
 from retone.inference.engine import Answer
-from retone.run_dir import Run, read_json, read_jsonl, write_json, write_jsonl
-from retone.workflows.create import require_rows
-from retone.workflows.load import load, read_split
+from retone.run_dir import (
+    Run,
+    file_sha256,
+    find_run,
+    fingerprint,
+    read_json,
+    runs_root,
+    write_json,
+    write_jsonl,
+)
+from retone.workflows.create import read_conversations, require_rows
+from retone.workflows.load import Tuned, load, read_split
+from retone.workflows.report import write_report
 
-Scores = dict[str, dict[str, MetricValue]]
+# What the verdict is about, by task.
+HEADLINE = {"rewrite": "bleu", "chat": "chrf"}
 
 
-def evaluate(run: Run, *, offline: bool = False) -> Scores:
-    """Answer and score the test rows; writes answers.jsonl, then scores.json.
+@dataclass(frozen=True)
+class Evaluated:
+    """The stored result of an evaluation (evaluation/scores.json)."""
 
-    Raises InputError when there are no test rows.
+    run: Run
+    stored: dict[str, Any]
+    report: Path
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: tuned against the strongest candidate without training."""
+        return str(self.stored["verdict"])
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `retone evaluate --json`."""
+        names = ("verdict", "scores", "differences", "instruction", "seconds")
+        found = {name: self.stored[name] for name in names}
+        return {"run": str(self.run.path), "report": str(self.report), **found}
+
+    def show(self) -> None:
+        """Print the score table and the verdict."""
+        console.out().print(score_table(self.stored))
+        console.out().print(escape(self.verdict), style="bold", soft_wrap=True)
+        console.out().print(f"report: {escape(str(self.report))}", soft_wrap=True)
+
+
+def evaluate(run: Run, *, test: str | None = None, offline: bool = False) -> Evaluated:
+    """Answer and score the run's test rows, or those of another file of the same shape.
+
+    Writes answers.jsonl, scores.json and the report. Raises InputError when there are no rows.
     """
-    rows = read_split(run, "test")
-    require_rows(rows, "test")
     started = time.perf_counter()
-    tuned = load(run, offline=offline)
     recipe = read_json(run.resolved)["recipe"]
-    sampling = tuned.sampling
-    references = [row.answer for row in rows]
-    prompts = [row.prompt for row in rows]
-    shown = [tuned.messages(user) for user in _showcase(recipe["data"]["showcase"])]
-    answers: dict[str, list[Answer]] = {}
-    with console.ticker() as tick:
-        asked = candidates(tuned.engine, recipe["data"]["task"])
-        for number, (name, respond) in enumerate(asked.items()):
-            tick("evaluation", number, len(asked), f"{name} answers {len(prompts)} rows")
-            answers[name] = respond([*prompts, *shown], sampling)
-        tick("evaluation", len(asked), len(asked))
-    scores = {
-        name: corpus_scores([answer.text for answer in given[: len(rows)]], references)
-        for name, given in answers.items()
-    }
-    write_jsonl(run.answers, _answer_rows(rows, recipe["data"]["showcase"], answers))
-    write_json(
-        run.scores,
-        {
-            "scores": {name: {m: asdict(v) for m, v in by.items()} for name, by in scores.items()},
-            "seconds": time.perf_counter() - started,
-            "sampling": asdict(sampling),
-        },
+    rows = read_conversations(recipe, test) if test else read_split(run, "test")
+    rows = rows[: recipe["evaluate"]["limit"]]
+    require_rows(rows, "test")
+    folder = run.evaluation(
+        f"{Path(test).stem}-{file_sha256(source_path(test))[:8]}" if test else ""
     )
-    return scores
+    tuned = load(run, offline=offline)
+    shown = [] if test else [_asked(tuned, text) for text in recipe["data"]["showcase"]]
+    instruction = recipe["evaluate"]["instruction"] or written_instruction(
+        read_split(run, "train"), recipe["data"]["system"]
+    )
+    asked = _candidates(run, tuned, recipe["data"]["task"], instruction)
+    answers, scores = _answer_and_score(asked, tuned, rows, shown)
+    differences = _differences(scores)
+    headline = HEADLINE[recipe["data"]["task"]]
+    leading = [d for d in differences if d.metric.name == headline]
+    stored = {
+        "verdict": verdict(leading),
+        "headline": headline,
+        "resolved": any(d.resolved for d in leading) and "not resolved" not in verdict(leading),
+        "candidates": [{"name": c.name, "label": c.label, "what": c.what} for c in asked],
+        "metrics": [_metric_facts(rows.metric) for rows in scores["tuned"].values()],
+        "scores": {
+            name: {metric: asdict(score(found)) for metric, found in by.items()}
+            for name, by in scores.items()
+        },
+        "differences": _difference_table(differences),
+        "notes": _notes(leading),
+        "instruction": instruction,
+        "sampling": asdict(tuned.sampling),
+        "seconds": time.perf_counter() - started,
+    }
+    write_jsonl(folder / "answers.jsonl", _answer_rows(rows, shown, answers))
+    write_json(folder / "scores.json", stored)
+    report = folder / "report.html" if test else run.report
+    write_report(run, folder, report)
+    return Evaluated(run, stored, report)
 
 
-def read_scores(run: Run) -> Scores:
-    """The scores of a finished run."""
-    stored = read_json(run.scores)["scores"]
-    return {name: {m: MetricValue(**v) for m, v in by.items()} for name, by in stored.items()}
+def evaluate_run(
+    run: str, *, test: str | None = None, fail_under: Sequence[str] = (), offline: bool = False
+) -> Evaluated:
+    """`evaluate` for the command line.
+
+    Args:
+        run: a run's directory, name, or latest.
+        test: another test file.
+        fail_under: thresholds of the tuned model such as "bleu=40".
+        offline: never ask a network.
+
+    Raises CheckFailed when a score is worse than its threshold.
+    """
+    limits = _limits(fail_under)
+    found = evaluate(find_run(run), test=test, offline=offline)
+    tuned = found.stored["scores"]["tuned"]
+    problems = []
+    for name, limit in limits.items():
+        value = tuned.get(name, {"value": None})["value"]
+        worse = value is None or (
+            value < limit if METRICS[name].higher_is_better else value > limit
+        )
+        if worse:
+            problems.append(
+                f"{name} {'none' if value is None else f'{value:.2f}'}, asked {limit:g}"
+            )
+    if problems:
+        found.show()
+        raise CheckFailed(
+            "the tuned model is under the threshold",
+            "; ".join(problems),
+            "train longer or on more rows, or lower --fail-under",
+            "fail-under",
+        )
+    return found
 
 
-def pairs(run: Run, count: int) -> list[dict[str, Any]]:
-    """The first `count` showcase prompts (then test rows) with the answers before and after."""
-    rows = read_jsonl(run.answers)
-    return sorted(rows, key=lambda row: not row["showcase"])[:count]
+def read_evaluation(run: Run) -> Evaluated:
+    """The stored evaluation of a finished run."""
+    return Evaluated(run, read_json(run.scores), run.report)
 
 
-def _showcase(prompts: list[str]) -> list[Any]:
-    from retone.conversation import Message
+def score_table(stored: Mapping[str, Any]) -> Any:
+    """Candidates by metrics, with intervals for the headline metric."""
+    metrics = [m["name"] for m in stored["metrics"] if m["name"] in TERMINAL_METRICS]
+    head = stored["headline"]
+    rows = []
+    for candidate in stored["candidates"]:
+        by = stored["scores"][candidate["name"]]
+        cells = [_cell(by.get(metric), interval=metric == head) for metric in metrics]
+        rows.append([candidate["label"], *cells])
+    labels = [METRICS[metric].label for metric in metrics]
+    n = stored["scores"]["tuned"][head]["n"]
+    return console.table(f"{n} held-out rows", ["", *labels], rows)
 
-    return [Message("user", text) for text in prompts]
+
+TERMINAL_METRICS = ("bleu", "chrf", "ter", "rougeL", "exact", "keyword_recall", "perplexity")
+
+
+def _cell(found: Mapping[str, Any] | None, *, interval: bool) -> str:
+    if found is None or found["value"] is None:
+        return "no score"
+    text = f"{found['value']:.1f}"
+    if interval and found["low"] is not None:
+        text += f" ({found['low']:.1f} to {found['high']:.1f})"
+    return text
+
+
+def _candidates(run: Run, tuned: Tuned, task: str, instruction: str) -> list[Candidate]:
+    manifest, recipe = read_json(run.manifest), read_json(run.resolved)["recipe"]
+    lock = read_json(run.template_lock)
+    settings = [recipe["model"]["dtype"], recipe["model"]["attention"], lock["template_sha256"]]
+    base = fingerprint(manifest["base"]["sha256"], settings, manifest["machine"]["device"])
+    adapter = fingerprint(base, file_sha256(run.adapter / "adapter_model.safetensors"))
+    return candidates(tuned.engine, task=task, instruction=instruction, base=base, tuned=adapter)
+
+
+def _asked(tuned: Tuned, text: str) -> list[Message]:
+    return tuned.messages(Message("user", text))
+
+
+def _answer_and_score(
+    asked: Sequence[Candidate],
+    tuned: Tuned,
+    rows: Sequence[Conversation],
+    shown: Sequence[Sequence[Message]],
+) -> tuple[dict[str, list[Answer]], dict[str, dict[str, RowScores]]]:
+    """Answers to rows and showcase of every candidate, and the rows' statistics."""
+    prompts = [*(row.prompt for row in rows), *shown]
+    references = [row.answer for row in rows]
+    keywords = [_keywords(row) for row in rows]
+    answers: dict[str, list[Answer]] = {}
+    scores: dict[str, dict[str, RowScores]] = {}
+    with console.ticker() as tick:
+        for candidate in asked:
+            answers[candidate.name] = answer_all(
+                candidate, prompts, tuned.sampling,
+                folder=runs_root() / ".answers",
+                chunk=tuned.engine.batch_size,
+                tick=lambda done, total, who=candidate.name: tick(f"{who} answers", done, total),  # type: ignore[misc]
+            )  # fmt: skip
+            given = answers[candidate.name][: len(rows)]
+            likelihood = candidate.likelihood
+            scores[candidate.name] = row_scores(
+                [answer.text for answer in given],
+                references,
+                keywords=keywords if any(keywords) else None,
+                stopped=[answer.stopped for answer in given] if likelihood else None,
+                likelihoods=likelihood(rows) if likelihood else None,
+            )
+    return answers, scores
+
+
+def _keywords(row: Conversation) -> list[str]:
+    found = row.extra.get("answer_keywords", [])
+    return [found] if isinstance(found, str) else list(found)
+
+
+def _differences(scores: Mapping[str, Mapping[str, RowScores]]) -> list[Difference]:
+    """Tuned minus every other candidate, one family of tests."""
+    return adjust(
+        [
+            difference(found, rivals[metric], ("tuned", rival))
+            for metric, found in scores["tuned"].items()
+            for rival, rivals in scores.items()
+            if rival != "tuned" and metric in rivals
+        ]
+    )
+
+
+def _difference_table(differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = {}
+    for found in differences:
+        row = table.setdefault(f"{found.candidate}-{found.rival}", {})
+        row[found.metric.name] = found.as_json()
+    return table
+
+
+def _notes(leading: Sequence[Difference]) -> list[str]:
+    """What these rows can resolve, in words."""
+    return [
+        f"Against {d.rival}, these {d.n} rows resolve a difference of about "
+        f"{d.detectable:.1f} {d.metric.label} or more (80 % power, {d.family} tests read together)."
+        for d in leading
+        if d.detectable
+    ]
+
+
+def _metric_facts(metric: Metric) -> dict[str, Any]:
+    better = metric.higher_is_better
+    unit = "%" if metric.bounds == (0.0, 100.0) and metric.name not in ("bleu", "chrf") else ""
+    return {"name": metric.name, "label": metric.label, "higher_is_better": better,
+            "signature": metric.signature, "unit": unit}  # fmt: skip
 
 
 def _answer_rows(
-    rows: list[Conversation], showcase: list[str], answers: dict[str, list[Answer]]
+    rows: Sequence[Conversation],
+    shown: Sequence[Sequence[Message]],
+    answers: Mapping[str, Sequence[Answer]],
 ) -> list[dict[str, Any]]:
+    """One line a prompt: reference, everyone's answer, and what training gained (sentence chrF)."""
+    references = [row.answer for row in rows]
+    by_row = {
+        name: sentence_scores([answer.text for answer in given[: len(rows)]], references)
+        for name, given in answers.items()
+    }
     asked = [(row.question, row.answer, False) for row in rows]
-    asked += [(text, "", True) for text in showcase]
-    return [
-        {
-            "prompt": prompt,
-            "reference": reference,
-            "showcase": shown,
-            "answers": {name: asdict(given[index]) for name, given in answers.items()},
-        }
-        for index, (prompt, reference, shown) in enumerate(asked)
-    ]
+    asked += [(messages[-1].content, "", True) for messages in shown]
+    made = []
+    for index, (prompt, reference, showcase) in enumerate(asked):
+        gain = None
+        if not showcase:
+            rivals = [s[index] or 0.0 for name, s in by_row.items() if name != "tuned"]
+            gain = (by_row["tuned"][index] or 0.0) - max(rivals)
+        given = {name: asdict(found[index]) for name, found in answers.items()}
+        made.append({"prompt": prompt, "reference": reference, "showcase": showcase,
+                     "gain": gain, "answers": given})  # fmt: skip
+    return made
+
+
+def _limits(given: Sequence[str]) -> dict[str, float]:
+    limits = {}
+    for item in given:
+        name, _, number = item.partition("=")
+        try:
+            limits[name] = float(number)
+        except ValueError:
+            limits[name] = float("nan")
+        if name not in METRICS or limits[name] != limits[name]:
+            raise InputError(
+                "--fail-under needs METRIC=NUMBER",
+                f"{item!r}{nearest(name, METRICS)}",
+                f"--fail-under bleu=40   (known: {', '.join(METRICS)})",
+                "wrong-threshold",
+            )
+    return limits

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from retone import console
 from retone.batch import EncodedRow
-from retone.config import Recipe, bundled_recipes, load_recipe
+from retone.config import bundled_recipes, complete_recipe, load_recipe
 from retone.workflows.create import Prepared, prepare
 
 
@@ -23,10 +23,10 @@ class Inspected:
 
     def as_json(self) -> dict[str, Any]:
         """The object of `retone inspect --json`."""
-        ledger = self.prepared.ledger.as_json()
+        ledgers = [ledger.as_json() for ledger in self.prepared.ledgers]
         return {
-            "sources": [ledger],
-            "tokens": ledger["tokens"],
+            "sources": ledgers,
+            "tokens": ledgers[0]["tokens"],
             "findings": [],
             "verdict": self.verdict,
         }
@@ -34,7 +34,7 @@ class Inspected:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        ledger = self.prepared.ledger
+        ledger = self.prepared.ledgers[0]
         left = sum(ledger.dropped.values())
         return (
             f"{ledger.used} of {ledger.read} conversations are trained on"
@@ -45,7 +45,7 @@ class Inspected:
     def show(self) -> None:
         """Print the ledger, then rows with their trained tokens coloured."""
         to = console.out()
-        ledger = self.prepared.ledger
+        ledger = self.prepared.ledgers[0]
         total = ledger.trained + ledger.masked
         rows = [
             ["rows", f"{len(ledger.lengths):,}"],
@@ -69,7 +69,7 @@ class Inspected:
 
 
 def inspect(
-    what: Sequence[str],
+    what: str,
     *,
     tokens: int = 0,
     flags: Mapping[str, Any] | None = None,
@@ -84,11 +84,10 @@ def inspect(
         flags, sets: as in `run`.
         offline: never ask a network.
     """
-    name = what[0]
-    if name in bundled_recipes() or name.endswith(".toml"):
-        recipe = load_recipe(name, flags=flags, sets=sets)
+    if what in bundled_recipes() or what.endswith(".toml"):
+        recipe = load_recipe(what, flags=flags, sets=sets)
     else:
-        recipe = Recipe.model_validate({"data": {"train": name}})
+        recipe = complete_recipe({"data": {"train": what}}, what, flags=flags, sets=sets)
     return Inspected(prepare(recipe, offline=offline), tokens)
 
 

@@ -3,85 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from retone import console
-from retone.config import load_recipe
-from retone.evaluation.metrics import MetricValue
-from retone.run_dir import Run, read_json
+from retone.config import Recipe, load_recipe
+from retone.evaluation.statistics import Spread, spread
+from retone.run_dir import Run, read_json, read_jsonl, write_json
 from retone.workflows.create import create
-from retone.workflows.evaluate import Scores, evaluate, pairs, read_scores
-from retone.workflows.train import train as train_run
+from retone.workflows.evaluate import Evaluated, evaluate, read_evaluation, score_table
+from retone.workflows.report import write_report
+from retone.workflows.train import train
 
 SHOWN_PAIRS = 6
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run."""
+    """A finished run: its evidence, its report, its times."""
 
     run: Run
-    scores: Scores
-    seconds: dict[str, float]
+    evaluated: Evaluated
 
     @property
     def verdict(self) -> str:
-        """Tuned against the strongest candidate without training, in BLEU."""
-        tuned = self.scores["tuned"]["bleu"]
-        rivals = {name: s["bleu"].value for name, s in self.scores.items() if name != "tuned"}
-        best = max(rivals, key=lambda name: rivals[name])
-        difference = tuned.value - rivals[best]
-        word = "beats" if difference > 0 else "does not beat"
-        return f"tuned {word} {best}: {difference:+.1f} BLEU on {tuned.n} held-out rows"
+        """One sentence: tuned against the strongest candidate without training."""
+        return self.evaluated.verdict
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.run.report
+
+    @property
+    def scores(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Candidate -> metric -> value, low, high, n."""
+        found: dict[str, dict[str, dict[str, Any]]] = self.evaluated.stored["scores"]
+        return found
 
     def as_json(self) -> dict[str, Any]:
         """The object of `retone run --json`."""
+        stored = self.evaluated.stored
+        train_seconds = read_json(self.run.training)["seconds"]
         return {
             "run": str(self.run.path),
-            "report": None,
+            "report": str(self.report),
             "verdict": self.verdict,
-            "scores": {n: {m: asdict(v) for m, v in by.items()} for n, by in self.scores.items()},
-            "seconds": self.seconds,
+            "scores": self.scores,
+            "differences": stored["differences"],
+            "signatures": {m["name"]: m["signature"] for m in stored["metrics"]},
+            "seconds": {"train": train_seconds, "evaluate": stored["seconds"]},
+            "seeds": stored.get("seeds", []),
+            "base_note": read_json(self.run.manifest)["base"]["note"],
             "examples": pairs(self.run, SHOWN_PAIRS),
         }
 
     def show(self) -> None:
-        """Print scores and before/after pairs."""
+        """Print before/after pairs, scores, the verdict and the report's path."""
         to = console.out()
-        metrics = list(next(iter(self.scores.values())))
-        rows = [
-            [name, *(f"{by[metric].value:.1f}" for metric in metrics), str(by[metrics[0]].n)]
-            for name, by in self.scores.items()
-        ]
-        to.print(console.table("held-out rows", ["", *metrics, "n"], rows))
-        first: MetricValue = self.scores["tuned"][metrics[0]]
-        to.print(f"{metrics[0]}: {first.signature}", style="dim")
         for pair in pairs(self.run, SHOWN_PAIRS):
-            to.print()
+            before, after = (_line(pair["answers"][who]["text"]) for who in ("base", "tuned"))
             to.print(f"  {escape(pair['prompt'])}", style="bold", soft_wrap=True)
-            to.print(
-                f"  before  {escape(_line(pair['answers']['base']['text']))}",
-                style="dim",
-                soft_wrap=True,
-            )
-            to.print(
-                f"  after   {escape(_line(pair['answers']['tuned']['text']))}",
-                style="green",
-                soft_wrap=True,
-            )
-        base = read_json(self.run.manifest)["base"]
-        to.print()
-        if base["note"]:
-            to.print(escape(f"base model: {base['note']}"), style="dim", soft_wrap=True)
-        to.print(escape(self.verdict), style="bold")
-        to.print(
-            f"run: {escape(str(self.run.path))}   next: retone chat {escape(self.run.name)}",
-            soft_wrap=True,
-        )
+            to.print(f"  before  {escape(before)}", style="dim", soft_wrap=True)
+            to.print(f"  after   {escape(after)}\n", style="green", soft_wrap=True)
+        stored = self.evaluated.stored
+        to.print(score_table(stored))
+        metric = next(m for m in stored["metrics"] if m["name"] == stored["headline"])
+        to.print(f"{metric['label']}: {metric['signature']}", style="dim", soft_wrap=True)
+        note = read_json(self.run.manifest)["base"]["note"]
+        if note:
+            to.print(escape(f"base model: {note}"), style="dim", soft_wrap=True)
+        for line in _seed_lines(stored):
+            to.print(escape(line), soft_wrap=True)
+        to.print(escape(f"\n{self.verdict}"), style="bold", soft_wrap=True)
+        to.print(f"report: {escape(str(self.report))}", soft_wrap=True)
+        to.print(f"next:   retone chat {escape(self.run.name)}", soft_wrap=True)
 
 
 def run(
@@ -95,27 +94,68 @@ def run(
 ) -> RunResult:
     """From a recipe to evidence; the newest run of the same recipe and data is reused.
 
-    Finished: shown. Interrupted: resumed. Anything different, or `fresh`: a new run.
+    Finished: shown. Interrupted: resumed. Anything different, or `fresh`: a new run. With
+    `train.seeds` one run a seed is made; the first one's report shows the spread.
 
     Args:
         recipe: a bundled name or a TOML path.
-        flags: the six fields that people type (model, train, test, epochs, seed).
+        flags: the fields that people type (model, train, test, epochs, seed).
         sets: further fields as "section.field=value".
         name: name of a new run; the recipe's by default.
         fresh: start a new run although there is one.
         offline: never ask a network.
     """
     settings = load_recipe(recipe, flags=flags, sets=sets)
-    found = create(settings, name=name or Path(recipe).stem, fresh=fresh, offline=offline)
-    console.note(f"run {found.path} ({found.status})")
-    if found.status == "interrupted":
-        train_run(found, offline=offline)
-    scores = read_scores(found) if found.status == "finished" else evaluate(found, offline=offline)
-    seconds = {
-        "train": read_json(found.training)["seconds"],
-        "evaluate": read_json(found.scores)["seconds"],
-    }
-    return RunResult(found, scores, seconds)
+    name = name or Path(recipe).stem
+    results = []
+    for seed in settings.train.seeds or [settings.train.seed]:
+        one = _with_seed(settings, seed)
+        found = create(one, name=name, fresh=fresh, offline=offline)
+        console.note(f"{found.path}: {found.told}")
+        if found.status in ("new", "interrupted"):
+            train(found, offline=offline)
+        done = found.status == "finished"
+        results.append(read_evaluation(found) if done else evaluate(found, offline=offline))
+    if len(results) > 1:
+        _store_spread(results, settings.train.seeds)
+    return RunResult(results[0].run, read_evaluation(results[0].run))
+
+
+def pairs(run: Run, count: int) -> list[dict[str, Any]]:
+    """The first `count` showcase prompts (then test rows) with everyone's answers."""
+    rows = read_jsonl(run.answers)
+    return sorted(rows, key=lambda row: not row["showcase"])[:count]
+
+
+def _with_seed(recipe: Recipe, seed: int) -> Recipe:
+    train = recipe.train.model_copy(update={"seed": seed, "seeds": []})
+    return recipe.model_copy(update={"train": train})
+
+
+def _store_spread(results: Sequence[Evaluated], seeds: Sequence[int]) -> None:
+    """Put every seed's tuned scores into the first run, and draw its report again."""
+    first = results[0]
+    values = [
+        {
+            "seed": seed,
+            "run": result.run.name,
+            "scores": {m: s["value"] for m, s in result.stored["scores"]["tuned"].items()},
+        }
+        for seed, result in zip(seeds, results, strict=True)
+    ]
+    write_json(first.run.scores, {**first.stored, "seeds": values})
+    write_report(first.run, first.run.evaluation(), first.run.report)
+
+
+def _seed_lines(stored: Mapping[str, Any]) -> list[str]:
+    """The headline metric over seeds, where there were several."""
+    if not stored.get("seeds"):
+        return []
+    head = stored["headline"]
+    values = [row["scores"][head] for row in stored["seeds"]]
+    found: Spread = spread([value for value in values if value is not None])
+    names = ", ".join(str(row["seed"]) for row in stored["seeds"])
+    return [f"over seeds {names}: {head} {found}"]
 
 
 def _line(text: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 from rich.markup import escape
 
 from retone import console
-from retone.config import find_recipe
-from retone.errors import InputError
-from retone.run_dir import Run, all_runs, find_run, read_json, runs_root, write_whole
+from retone.config import bundled_recipes, describe_fields
+from retone.errors import InputError, nearest
+from retone.run_dir import Run, all_runs, read_json, runs_root, write_whole
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,16 @@ class Runs:
 
 def runs(*, delete: list[str] | None = None) -> Runs:
     """List the runs, after deleting those named (all names are checked first)."""
-    doomed = [find_run(name) for name in delete or []]
+    known = {run.name: run for run in all_runs()}
+    unknown = [name for name in delete or [] if name not in known]
+    if unknown:
+        raise InputError(
+            f'there is no run "{unknown[0]}"',
+            f"runs in {runs_root()}: {', '.join(known) or 'none'}{nearest(unknown[0], known)}",
+            "retone runs   (lists the names that can be deleted)",
+            "unknown-run",
+        )
+    doomed = [known[name] for name in delete or []]
     for run in doomed:
         with run.locked():
             pass  # refuses a run that another process works on
@@ -67,15 +76,39 @@ class Written:
 
 
 def new(path: Path, *, source: str) -> Written:
-    """Write a starter recipe; never over an existing file."""
+    """Write a starter recipe from a bundled one; never over an existing file."""
     if path.suffix != ".toml":
         raise InputError(
             "a recipe's name ends in .toml", str(path), f"retone new {path}.toml", "not-toml"
         )
     if path.exists():
         raise InputError("the file is there already", str(path), "choose another name", "exists")
-    write_whole(path, find_recipe(source).read_text(encoding="utf-8"))
+    bundled = bundled_recipes()
+    if source not in bundled:
+        raise InputError(
+            f'there is no bundled recipe "{source}"',
+            f"bundled: {', '.join(bundled)}{nearest(source, bundled)}",
+            f"retone new {path} --from {next(iter(bundled))}",
+            "unknown-recipe",
+        )
+    write_whole(path, starter(bundled[source].read_text(encoding="utf-8")))
     return Written(path)
+
+
+def starter(text: str) -> str:
+    """A bundled recipe without its header, and every other field in comments."""
+    body = text[text.index("model.name") :].rstrip()
+    lines = [
+        "# What to change first: data.train, data.columns and data.test (your files), data.system.",
+        "# Paths are relative to this file. Look before training: retone inspect THIS_FILE",
+        body,
+        "",
+        "# Every field, its default and what it means; put those you need into their section:",
+    ]
+    for field, _, default, sentence in describe_fields():
+        shown = "left out" if default == "None" else default
+        lines.append(f"# {field} = {shown}   {sentence}")
+    return "\n".join(lines) + "\n"
 
 
 def _facts(run: Run) -> dict[str, Any]:

@@ -32,8 +32,7 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
     recipe = opened.resolved.recipe
     limit = recipe.data.max_length
     rows = encode_all(read_split(run, "train"), opened.template, Ledger(""), limit)
-    held = read_split(run, "validation")
-    validation = encode_all(held, opened.template, Ledger(""), limit) if held else []
+    validation = encode_all(read_split(run, "validation"), opened.template, Ledger(""), limit)
     torch.manual_seed(recipe.train.seed)
     model = METHODS[recipe.method.kind](opened.load_base_model(), recipe.method)
     parameters = count_parameters(model)
@@ -85,7 +84,8 @@ def train_recipe(
     """Only the training stage of `retone run`; arguments as there."""
     settings = load_recipe(recipe, flags=flags, sets=sets)
     found = create(settings, name=name or Path(recipe).stem, fresh=not resume, offline=offline)
-    if found.status == "interrupted":
+    console.note(f"{found.path}: {found.told}")
+    if found.status in ("new", "interrupted"):
         train(found, offline=offline)
     return TrainResult(found)
 

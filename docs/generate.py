@@ -1,0 +1,372 @@
+"""Write the generated documents, or check that they are up to date.
+
+    python docs/generate.py            writes what is stale
+    python docs/generate.py --check    names what is stale and exits 1
+
+    docs/cli.md            the help of every verb, and every recipe field
+    docs/dependencies.md   pyproject.toml, the installed metadata, tables/models.toml
+    docs/results.md        every proof/results/*.json
+    README.md              the lines between the results markers, from the same files
+
+A proof file is what `proof/record.py` writes: where it comes from (`date`, `commit`,
+`changed_files`, `versions`, `python`, `machine`), and the findings. `scores`, `seconds` and
+`examples` have the form of `retone run --json` and get tables; every other finding is listed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import io
+import json
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
+
+from retone.cli import app, main
+from retone.config import Recipe, describe_fields
+from retone.models.locate import model_table
+from retone.planning import DataFacts, Machine, ModelFacts, resolve
+
+ROOT = Path(__file__).resolve().parents[1]
+START, END = "<!-- results:start -->", "<!-- results:end -->"
+REQUIRED = ("date", "commit", "versions", "machine")
+OWN_FORM = {*REQUIRED, "changed_files", "python", "scores", "examples"}
+WIDTH = "100"  # columns of the help texts
+NO_PROOF = "No proof run is committed yet."
+NO_SCORES = "No proof run with scores is committed yet."
+MADE_BY = "<!-- made by docs/generate.py: edit that, not this -->"
+
+# What each direct dependency is for. A dependency without a line here is an error.
+PURPOSES = {
+    "accelerate": "devices, gradient clipping and loss reduction in the training loop",
+    "filelock": "one process per run directory and per model download",
+    "gguf": "read by transformers to unpack the embedded model",
+    "huggingface-hub": "models from the Hugging Face Hub",
+    "jinja2": "errors of chat templates, which are Jinja templates",
+    "markupsafe": "text that is already escaped, in the report",
+    "matplotlib": "plots",
+    "numpy": "per-row statistics of metrics",
+    "peft": "LoRA adapters and their standard file format",
+    "platformdirs": "the user's cache directory",
+    "psutil": "memory of the machine",
+    "pydantic": "recipe fields, their types and bounds",
+    "rich": "progress lines and tables in the terminal",
+    "rouge-score": "ROUGE",
+    "sacrebleu": "BLEU, chrF and TER with their signatures",
+    "safetensors": "weights and checkpoints, without pickle",
+    "scipy": "statistical tests and intervals",
+    "torch": "tensors, autograd, AdamW",
+    "transformers": "models, tokenizers, generation",
+    "typer": "the command line",
+    "build": "wheel and sdist, in a test",
+    "hatchling": "the build backend",
+    "hypothesis": "property tests",
+    "mypy": "type checks",
+    "pytest": "tests",
+    "pytest-timeout": "a time limit for every test",
+    "ruff": "lint and format",
+}
+
+
+def verbs() -> list[str]:
+    """The verbs of the command line, in the order of its help."""
+    return list(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def help_text(*arguments: str) -> str:
+    """What `retone ARGUMENTS --help` prints."""
+    printed = io.StringIO()
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = WIDTH
+    try:
+        with redirect_stdout(printed):
+            main([*arguments, "--help"])
+    finally:
+        del os.environ["COLUMNS"]
+        if before is not None:
+            os.environ["COLUMNS"] = before
+    return "\n".join(line.rstrip() for line in printed.getvalue().strip().splitlines())
+
+
+def kind_of(schema: dict[str, Any]) -> str:
+    """The JSON schema of a field in words."""
+    if "anyOf" in schema:
+        kinds = [kind_of(option) for option in schema["anyOf"] if option.get("type") != "null"]
+        return " or ".join(kinds)
+    if "const" in schema or "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+    names = {"string": "text", "boolean": "true, false", "object": "table", "array": "list of"}
+    name = names.get(schema["type"], schema["type"])
+    if schema["type"] == "array":
+        return f"{name} {kind_of(schema['items'])}"
+    signs = {"gt": ">", "exclusiveMinimum": ">", "ge": ">=", "minimum": ">=", "lt": "<", "le": "<="}
+    bounds = [f"{sign} {schema[key]}" for key, sign in signs.items() if key in schema]
+    return f"{name} {' and '.join(bounds)}".strip()
+
+
+def filled_fields() -> set[str]:
+    """The fields that `planning.resolve` fills where a recipe leaves them open."""
+    machine = Machine("cpu", "any", cores=1, memory_bytes=8 * 10**9)
+    data = DataFacts(
+        rows=100, longest_row=50, longest_answer=20, mean_row=40.0, copies_prompt=False
+    )
+    recipe = Recipe.model_validate({"data": {"train": "rows.csv"}})
+    return set(resolve(recipe, machine, data, ModelFacts(parameters=10**8, context=2048)).chosen)
+
+
+def cli_page() -> str:
+    """docs/cli.md."""
+    schemas = Recipe.model_json_schema()["$defs"]
+    kinds = {
+        f"{name.removesuffix('Section').lower()}.{field}": kind_of(schema)
+        for name, section in schemas.items()
+        for field, schema in section["properties"].items()
+    }
+    filled = filled_fields()
+    lines = ["# Command line and recipe fields", MADE_BY, "", "## retone", "", "```text"]
+    lines += [help_text(), "```"]
+    for verb in verbs():
+        lines += ["", f"## retone {verb}", "", "```text", help_text(verb), "```"]
+    lines += [
+        "", "## Recipe fields", "",
+        "A recipe is a TOML file. Every field can also be set with `--set section.field=value`.",
+        "An unknown field is refused. *filled* is filled when the run is made; the value and the",
+        "reason stand under `chosen` in the run's `resolved.json`.", "",
+        "| field | values | default | meaning |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for field, _, default, sentence in describe_fields():
+        shown = "*filled*" if field in filled else _default(default)
+        row = (f"`{field}`", kinds[field], shown, " ".join(sentence.split()))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _default(text: str) -> str:
+    """A Python default as it is written in TOML."""
+    if text == "required":
+        return text
+    value = ast.literal_eval(text)
+    return "none" if value is None else f"`{json.dumps(value)}`"
+
+
+def dependencies_page(root: Path) -> str:
+    """docs/dependencies.md."""
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    groups = {"Needed to run": project["dependencies"]}
+    groups |= {f"Extra `{name}`": needs for name, needs in project["optional-dependencies"].items()}
+    lines = [
+        "# Dependencies and licences", MADE_BY, "",
+        "Only direct dependencies are listed. The licence is what the package's own metadata says.",
+        "`constraints.txt` pins the versions that the tests run with.",
+    ]  # fmt: skip
+    for title, needs in groups.items():
+        lines += ["", f"## {title}", "", "| package | licence | used for |", "|---|---|---|"]
+        for need in sorted(needs, key=str.lower):
+            name = re.split(r"[<>=!~\[; ]", need)[0]
+            if name not in PURPOSES:
+                raise SystemExit(f"docs/generate.py: say in PURPOSES what {name} is for")
+            lines.append(f"| `{need}` | {licence_of(name)} | {PURPOSES[name]} |")
+    lines += [
+        "", "## Models", "",
+        "The rows of `src/retone/tables/models.toml`. No weights are in this repository or in the",
+        "package. *gated*: the Hub asks for an accepted licence and a login.", "",
+        "| name | on the Hub | licence | parameters | context | gated |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    models = list(model_table().values())
+    for row in models:
+        size, gated = f"{row.parameters / 1e6:,.0f} M", "yes" if row.gated else "no"
+        cells = (f"`{row.name}`", f"`{row.repo}`", row.licence, size, f"{row.context:,}", gated)
+        lines.append("| " + " | ".join(cells) + " |")
+    for row in models:
+        if row.embedded:
+            lines += ["", f"`{row.name}` without the Hub: {row.embedded.note}"]
+    return "\n".join(lines) + "\n"
+
+
+def licence_of(package: str) -> str:
+    """The licence in the installed metadata: the SPDX expression, else a classifier, else text."""
+    data: Any = importlib.metadata.metadata(package)  # an email message, whose type hides `get`
+    expression = data.get("License-Expression", "")
+    classifiers = [
+        entry.rpartition(" :: ")[2]
+        for entry in data.get_all("Classifier") or []
+        if entry.startswith("License :: OSI Approved :: ")
+    ]
+    text = data.get("License", "")
+    found: str = expression or ", ".join(classifiers) or text.strip()
+    if not found:
+        raise SystemExit(f"docs/generate.py: the metadata of {package} names no licence")
+    return found
+
+
+def read_proofs(root: Path) -> dict[str, dict[str, Any]]:
+    """Name -> content of the proof files; a file without what is required is an error."""
+    proofs = {}
+    for path in sorted((root / "proof" / "results").glob("*.json")):
+        proof = json.loads(path.read_text("utf-8"))
+        missing = [key for key in REQUIRED if not proof.get(key)]
+        if missing:
+            raise SystemExit(f"docs/generate.py: {path.name} lacks {', '.join(missing)}")
+        proofs[path.stem] = proof
+    return proofs
+
+
+def results_page(proofs: dict[str, dict[str, Any]]) -> str:
+    """docs/results.md."""
+    lines = [
+        "# Results", MADE_BY, "",
+        "Each section is one committed file of `proof/results`. No other figures of quality or",
+        "speed are claimed.",
+    ]  # fmt: skip
+    if not proofs:
+        lines += ["", NO_PROOF]
+    for name, proof in proofs.items():
+        versions = ", ".join(f"{item} {version}" for item, version in proof["versions"].items())
+        changed = proof.get("changed_files")
+        lines += [
+            "", f"## {name}", "", "| | |", "|---|---|",
+            f"| date | {proof['date']} |",
+            f"| commit | `{proof['commit']}`{f', {changed} files changed' if changed else ''} |",
+            f"| machine | {machine_of(proof)} |",
+            f"| versions | {versions} |",
+        ]  # fmt: skip
+        findings = {key: value for key, value in proof.items() if key not in OWN_FORM}
+        lines += [f"| {key} | {cell(value)} |" for key, value in flat(findings)]
+        lines += score_lines(proof["scores"]) if "scores" in proof else []
+        lines += example_lines(proof["examples"]) if "examples" in proof else []
+    return "\n".join(lines) + "\n"
+
+
+def machine_of(proof: dict[str, Any]) -> str:
+    """Processor, cores, memory, and the measured rates where there are some."""
+    machine = proof["machine"]
+    parts = [
+        machine["name"],
+        f"{machine['cores']} cores",
+        f"{machine['memory_bytes'] / 1e9:.0f} GB",
+    ]
+    if machine["device"] == "cpu" and machine["bf16_tflops"]:
+        rates = (machine["bf16_tflops"], machine["fp32_tflops"])
+        parts.append("bf16 {:.2f} and fp32 {:.2f} TFLOP/s".format(*rates))
+    return ", ".join(parts)
+
+
+def flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every single value inside `value`; a list counts as one."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def cell(value: Any) -> str:
+    """A value as the cell of a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(cell, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def score(entry: dict[str, Any]) -> str:
+    """A score with its interval where it has one."""
+    if entry.get("value") is None:
+        return ""
+    interval = f" ({entry['low']:.1f} to {entry['high']:.1f})" if entry.get("low") else ""
+    return f"{entry['value']:.1f}{interval}"
+
+
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """The scores of one run as a table, with what was computed below it."""
+    metrics = list(next(iter(scores.values())))
+    lines = ["", f"| candidate | {' | '.join(metrics)} | rows |", "|---" * (len(metrics) + 2) + "|"]
+    for candidate, by in scores.items():
+        values = [score(by[metric]) if metric in by else "" for metric in metrics]
+        lines.append(f"| {candidate} | {' | '.join(values)} | {by[metrics[0]]['n']} |")
+    tuned = scores["tuned"]
+    signed = [metric for metric in metrics if tuned.get(metric, {}).get("signature")]
+    return [*lines, "", *(f"- {metric}: `{tuned[metric]['signature']}`" for metric in signed)]
+
+
+def example_lines(examples: list[dict[str, Any]]) -> list[str]:
+    """Prompts with the answers before and after, as they were written."""
+    lines = ["", "| prompt | before | after |", "|---|---|---|"]
+    for example in examples:
+        answers = [example["answers"][who]["text"] for who in ("base", "tuned")]
+        lines.append(f"| {' | '.join(map(cell, [example['prompt'], *answers]))} |")
+    return lines
+
+
+def results_block(proofs: dict[str, dict[str, Any]]) -> str:
+    """The table of the README: one line for each proof file with scores."""
+    scored = {name: proof for name, proof in proofs.items() if "bleu" in _tuned(proof)}
+    if not scored:
+        return NO_SCORES
+    lines = [
+        "| BLEU on held-out rows | copy | base | **tuned** | rows | minutes in all | machine |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, proof in scored.items():
+        scores, machine = proof["scores"], proof["machine"]
+        copy, base, tuned = (
+            score(scores.get(who, {}).get("bleu", {})) for who in ("copy", "base", "tuned")
+        )
+        minutes = f"{sum(proof['seconds'].values()) / 60:.1f}"
+        where = f"{machine['name']}, {machine['cores']} cores"
+        cells = (copy, base, f"**{tuned}**", str(_tuned(proof)["bleu"]["n"]), minutes, where)
+        lines.append(f"| [{name}](docs/results.md#{name}) | {' | '.join(cells)} |")
+    notes = dict.fromkeys(proof["base_model"] for proof in scored.values() if "base_model" in proof)
+    return "\n".join([*lines, *(f"\nBase model: {note}" for note in notes)])
+
+
+def _tuned(proof: dict[str, Any]) -> dict[str, Any]:
+    tuned: dict[str, Any] = proof.get("scores", {}).get("tuned", {})
+    return tuned
+
+
+def documents(root: Path) -> dict[Path, str]:
+    """Path -> content of everything that is generated."""
+    proofs = read_proofs(root)
+    readme = (root / "README.md").read_text("utf-8")
+    before, found_start, rest = readme.partition(START)
+    _, found_end, after = rest.partition(END)
+    if not (found_start and found_end):
+        raise SystemExit(f"docs/generate.py: README.md lacks {START} or {END}")
+    block = f"{START}\n{results_block(proofs)}\n{END}"
+    return {
+        root / "README.md": before + block + after,
+        root / "docs" / "cli.md": cli_page(),
+        root / "docs" / "dependencies.md": dependencies_page(root),
+        root / "docs" / "results.md": results_page(proofs),
+    }
+
+
+def run(arguments: Sequence[str], root: Path = ROOT) -> int:
+    """Write what is stale, or with --check only name it; the exit code."""
+    stale = {
+        path: text
+        for path, text in documents(root).items()
+        if not path.is_file() or path.read_text("utf-8") != text
+    }
+    check = "--check" in arguments
+    for path, text in stale.items():
+        print(f"{path.relative_to(root)} {'is stale: python docs/generate.py' if check else ''}")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,397 @@
+"""The report of a run: one self-contained HTML page that proves, or does not, that it took.
+
+    html = render_report(ReportData(title="yoda", run_name="yoda-2", ...))
+
+No network, no external file, a strict Content-Security-Policy, readable without JavaScript, light
+and dark, on a phone and on paper. Whatever a model or a user wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from retone.evaluation import plots
+from retone.evaluation.plots import between, count, digits_of, number, plain, signed, span
+
+Table = Mapping[str, Any]
+SHOWN_PAIRS = 6  # before/after pairs at the top
+CURVE_ROWS = 60  # of the table under a curve
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the report shows; plain JSON values, so that it can be stored and drawn again.
+
+    Only the first six are required: a section without data is left out.
+    """
+
+    title: str  # the recipe's name
+    run_name: str
+    created: str  # ISO 8601
+    verdict: str  # one sentence
+    resolved: bool  # the verdict is more than the luck of these rows
+    base_note: str  # what to know about the base weights; stands near the top; may be ""
+    task: str = ""  # rewrite, persona, qa, instruct, chat
+    # [{name, label, what}] in the order of the tables; the tuned model is named "tuned"
+    candidates: Sequence[Table] = ()
+    # [{name, label, higher_is_better (None: neither end), signature, unit}]; first: the headline
+    metrics: Sequence[Table] = ()
+    # {candidate: {metric: {value, low, high, n}}}; low and high may be None. A metric that is not
+    # there, or has value None, is "no score"; `reason` says why.
+    scores: Mapping[str, Table] = field(default_factory=dict)
+    # {"tuned-copy": {metric: {value, low, high, p, resolved}}}: tuned minus the other; p_adjusted
+    # is shown instead of p where it is there
+    differences: Mapping[str, Table] = field(default_factory=dict)
+    # [{prompt, reference, showcase, gain, answers: {candidate: text}}]; gain is the sentence chrF
+    # (0 to 100) of tuned minus the best candidate without training, or None
+    rows: Sequence[Table] = ()
+    # lines of metrics.jsonl: {step, epoch, loss, lr, grad_norm, eval_loss?, seconds, rows_per_s,
+    # memory_bytes}; losses in nats per trained token
+    curves: Sequence[Table] = ()
+    best_step: int | None = None
+    # [{path, shape, read, used, dropped: {reason: n}, examples: {reason: [str]},
+    #   tokens: {trained, masked, cut}, rows, longest_row (tokens)}]
+    ledger: Sequence[Table] = ()
+    settings: Sequence[Table] = ()  # [{field, value, because}]; because may be ""
+    # {steps, seconds, rows, tokens, peak_bytes, best_step, best_loss, parameters: {trained, total}}
+    training: Table = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)  # {stage: seconds}
+    seeds: Sequence[Table] = ()  # [{seed, scores: {metric: value}}] of the tuned model
+    provenance: Table = field(default_factory=dict)  # {label: value}
+    commands: Sequence[Table] = ()  # [{command, what}]: how to go on
+    notes: Sequence[str] = ()  # e.g. the smallest difference these rows can resolve
+    interval: str = (
+        "95\u00a0% intervals, bootstrap over rows"  # what the lines through the dots are
+    )
+
+
+def render_report(data: ReportData) -> str:
+    """The whole page as text; write it as UTF-8."""
+    values = {item.name: getattr(data, item.name) for item in fields(data)}
+    clean = ReportData(**{name: _readable(value) for name, value in values.items()})
+    context = {
+        "d": clean,
+        "date": _date(clean.created),
+        "facts": _facts(clean),
+        "headline": _headline(clean),
+        "pairs": _pairs(clean),
+        "answers": _answers(clean),
+        "figures": _figures(clean),
+        "curve_rows": _curve_rows(clean.curves),
+        "validated": bool(_series(clean.curves, "eval_loss")),
+        "groups": [_score_group(clean, metric) for metric in clean.metrics if clean.scores],
+        "sources": [_source(entry, place) for place, entry in enumerate(clean.ledger)],
+        "reasoned": [row for row in clean.settings if row.get("because")],
+        "plain": [row for row in clean.settings if not row.get("because")],
+    }
+    return _environment().get_template("report.html.jinja").render(context)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("retone.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(csp=csp_hash, span=span, count=count, setting=_setting)
+    return environment
+
+
+def csp_hash(script: str) -> str:
+    """The source expression that allows exactly this inline script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _date(created: str) -> str:
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{moment.day} {moment:%B %Y}, {moment:%H:%M} {moment.tzname() or ''}".strip()
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if value is None or isinstance(value, bool | list | tuple | dict):
+        return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _readable(value: Any) -> Any:
+    """Text that a page can carry: control characters as their pictures, lone surrogates marked."""
+    if isinstance(value, str):
+        text = value.replace("\r\n", "\n").replace("\r", "\n")
+        text = re.sub("[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), text)
+        text = re.sub("[\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
+        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+    if isinstance(value, Mapping):
+        return {_readable(key): _readable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(item) for item in value]
+    return value
+
+
+# What the page shows
+
+
+def _score(data: ReportData, candidate: str, metric: str) -> dict[str, Any]:
+    """A score whose value, low and high are finite or None; `reason` where there is none."""
+    found = data.scores.get(candidate, {}).get(metric) or {}
+    reason = found.get("reason") or "not computed"
+    ends = {name: number(found.get(name)) for name in ("value", "low", "high")}
+    return {**ends, "n": found.get("n"), "reason": reason}
+
+
+def _scored(data: ReportData, metric: str) -> tuple[list[dict[str, Any]], int]:
+    """A score for every candidate, and the decimals that all of them are shown with."""
+    scores = [_score(data, str(candidate["name"]), metric) for candidate in data.candidates]
+    return scores, digits_of(scores)
+
+
+def _lanes(data: ReportData, metric: str) -> list[plots.Lane]:
+    scores, digits = _scored(data, metric)
+    others = [number(seed["scores"].get(metric)) for seed in data.seeds]
+    lanes = []
+    for candidate, score in zip(data.candidates, scores, strict=True):
+        value = score["value"]
+        tuned = candidate["name"] == "tuned"
+        lanes.append(
+            plots.Lane(
+                label=str(candidate["label"]),
+                value=value,
+                low=score["low"],
+                high=score["high"],
+                text="no score" if value is None else plain(value, digits),
+                tuned=tuned,
+                seeds=tuple(seed for seed in others if seed is not None) if tuned else (),
+            )
+        )
+    return lanes
+
+
+def _rows_of(scores: Sequence[Table]) -> str:
+    counted = sorted({score["n"] for score in scores if score["n"] is not None})
+    return " or ".join(count(n) for n in counted) + (" row" if counted == [1] else " rows")
+
+
+def _score_group(data: ReportData, metric: Table) -> dict[str, Any]:
+    """One metric: its strip, and its rows of the table."""
+    name = str(metric["name"])
+    scores, digits = _scored(data, name)
+    leads = [_difference(data, str(candidate["name"]), name) for candidate in data.candidates]
+    lead_digits = digits_of([lead for lead in leads if lead])
+    rows = [
+        {"candidate": candidate, **_shown(score, digits), "lead": _lead(lead, lead_digits)}
+        for candidate, score, lead in zip(data.candidates, scores, leads, strict=True)
+    ]
+    seeds = [(seed["seed"], number(seed["scores"].get(name))) for seed in data.seeds]
+    direction = {True: "higher is better", False: "lower is better", None: ""}
+    better = direction[metric.get("higher_is_better", True)]
+    about = [text for text in (metric.get("unit"), better, _rows_of(scores)) if text]
+    title = f"{metric['label']} of every candidate with its interval"
+    return {
+        "metric": metric,
+        "about": ", ".join(str(text) for text in about),
+        "strip": plots.strip_plot(f"strip-{name}", title, _lanes(data, name)),
+        "rows": rows,
+        "leads": any(row["lead"] for row in rows),
+        "seeds": [(seed, plain(value, digits)) for seed, value in seeds if value is not None],
+    }
+
+
+def _shown(score: Table, digits: int) -> dict[str, str]:
+    if score["value"] is None:
+        return {"value": "no score", "range": "", "reason": str(score["reason"])}
+    value = plain(score["value"], digits)
+    return {"value": value, "range": between(score, digits), "reason": ""}
+
+
+def _difference(data: ReportData, rival: str, metric: str) -> Table | None:
+    """Tuned minus the rival, where it has a value."""
+    found: Table = data.differences.get(f"tuned-{rival}", {}).get(metric) or {}
+    return found if number(found.get("value")) is not None else None
+
+
+def _lead(difference: Table | None, digits: int) -> dict[str, str] | None:
+    if difference is None:
+        return None
+    unresolved = "" if difference.get("resolved", True) else "not resolved"
+    tail = ", ".join(text for text in (_p_of(difference), unresolved) if text)
+    value = signed(difference["value"], digits)
+    return {"value": value, "range": between(difference, digits), "tail": tail}
+
+
+def _p_of(difference: Table) -> str:
+    adjusted = difference.get("p_adjusted")
+    p = number(difference.get("p") if adjusted is None else adjusted)
+    return "" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def _headline(data: ReportData) -> dict[str, str]:
+    """The verdict up to its first semicolon, its last bracket set apart, and what stands under."""
+    verdict, _, rest = data.verdict.partition("; ")
+    bracket = re.search(r" (\([^()]*\))$", verdict)
+    metric = data.metrics[0] if data.metrics else {}
+    sign = -1 if metric.get("higher_is_better") is False else 1
+    names = [str(candidate["name"]) for candidate in data.candidates]
+    leads = [_difference(data, name, str(metric.get("name"))) for name in names]
+    weakest = min(
+        (lead for lead in leads if lead), key=lambda lead: sign * lead["value"], default={}
+    )
+    odds = f" ({_p_of(weakest)})" if _p_of(weakest) else ""
+    luck = "is more than" if data.resolved else "may be"
+    known = f"The difference {luck} the luck of these rows{odds}." if weakest else ""
+    return {
+        "verdict": verdict[: bracket.start()] if bracket else verdict,
+        "bracket": bracket[1] if bracket else "",
+        "under": f"{known} {rest[:1].upper()}{rest[1:]}{'.' if rest else ''}".strip(),
+    }
+
+
+def _pairs(data: ReportData) -> list[dict[str, Any]]:
+    """Showcase prompts before and after; before is the base model, else the first rival."""
+    names = [str(candidate["name"]) for candidate in data.candidates]
+    rivals = [name for name in names if name not in ("tuned", "copy")]
+    before = "base" if "base" in rivals else next(iter(rivals), "")
+    chosen = [row for row in data.rows if row.get("showcase") and "tuned" in row["answers"]]
+    return [
+        {
+            "prompt": row["prompt"],
+            "before": row["answers"].get(before),
+            "after": row["answers"]["tuned"],
+        }
+        for row in chosen[:SHOWN_PAIRS]
+    ]
+
+
+def _answers(data: ReportData) -> list[dict[str, Any]]:
+    """Every row with what each candidate said, biggest gain first; `place` is the file order.
+
+    A candidate that only gave the prompt back is left out: the prompt stands there already.
+    """
+    shown = []
+    for place, row in enumerate(data.rows):
+        said = [
+            (candidate, row["answers"][candidate["name"]])
+            for candidate in data.candidates
+            if candidate["name"] in row["answers"]
+            and (candidate["name"] != "copy" or row["answers"]["copy"] != row["prompt"])
+        ]
+        gain = number(row.get("gain"))
+        text = "" if gain is None else signed(gain, 0)
+        shown.append({"place": place, "row": row, "said": said, "gain": gain, "text": text})
+    return sorted(shown, key=lambda row: math.inf if row["gain"] is None else -row["gain"])
+
+
+def _figures(data: ReportData) -> dict[str, Markup]:
+    """Name -> picture, of those there is data for."""
+    figures: dict[str, Markup] = {}
+    if data.metrics and data.scores and data.candidates:
+        metric = data.metrics[0]
+        title = f"{metric['label']} of every candidate with its interval"
+        figures["headline"] = plots.dot_plot("headline", title, _lanes(data, str(metric["name"])))
+    return {**figures, **_curves(data)}
+
+
+def _curves(data: ReportData) -> dict[str, Markup]:
+    """The losses and the learning rate over steps."""
+    train, evaluation, rates = (_series(data.curves, name) for name in ("loss", "eval_loss", "lr"))
+    figures = {}
+    if train or evaluation:
+        window = max(3, len(train) // 15)
+        means = plots.smoothed([loss for _, loss in train], window)
+        mean = [(step, loss) for (step, _), loss in zip(train, means, strict=True)]
+        lines = [
+            plots.Line(plots.thinned(train), "raw"),
+            plots.Line(plots.thinned(mean), "smooth", "training loss"),
+            plots.Line(evaluation, "tuned", "", dots=len(evaluation) <= CURVE_ROWS),
+        ]
+        best = [point for point in evaluation if point[0] == data.best_step]
+        last = (best or evaluation)[-1:]
+        words = "lowest" if best else "last"
+        text = [f"validation, {words} {loss:#.3g}" for _, loss in last]
+        marked = (last[0], text[0]) if last else None
+        figures["loss"] = plots.line_plot("loss", "Loss over training", lines, marked=marked)
+    if rates:
+        top = max(rate for _, rate in rates)
+        line = plots.Line(plots.thinned(rates), "plain", f"learning rate, at most {top:.3g}")
+        figures["rate"] = plots.line_plot("rate", "Learning rate over training", [line], height=150)
+    return figures
+
+
+def _series(curves: Sequence[Table], name: str) -> list[tuple[float, float]]:
+    found = [(line["step"], number(line.get(name))) for line in curves]
+    return [(float(step), value) for step, value in found if value is not None]
+
+
+def _curve_rows(curves: Sequence[Table]) -> list[list[str]]:
+    """Step, training loss, validation loss, learning rate; evenly thinned, evaluations kept."""
+    every = max(1, math.ceil(len(curves) / CURVE_ROWS))
+    kept = [
+        line
+        for place, line in enumerate(curves)
+        if place % every == 0 or line.get("eval_loss") is not None or place == len(curves) - 1
+    ]
+    names = (("loss", "4g"), ("eval_loss", "4g"), ("lr", "3g"))
+    return [
+        [count(line["step"]), *(plots.cell(line.get(name), form) for name, form in names)]
+        for line in kept
+    ]
+
+
+def _source(entry: Table, place: int) -> dict[str, Any]:
+    """One data source: its tokens as a line, its dropped rows with reasons and examples."""
+    tokens = entry.get("tokens") or {}
+    total = sum(tokens.values()) or 1
+    parts = [
+        (
+            name,
+            tokens.get(name, 0),
+            f"{count(tokens.get(name, 0))} ({tokens.get(name, 0) / total:.0%})",
+        )
+        for name in ("trained", "masked", "cut")
+    ]
+    examples = entry.get("examples") or {}
+    return {
+        **entry,
+        "parts": parts,
+        "line": plots.stacked_line(f"tokens-{place}", f"Tokens of {entry['path']}", parts),
+        "dropped": [
+            (reason, n, examples.get(reason, []))
+            for reason, n in (entry.get("dropped") or {}).items()
+        ],
+    }
+
+
+def _facts(data: ReportData) -> list[tuple[str, str]]:
+    """What the run took, as (label, value)."""
+    training = data.training
+    facts = [
+        (name, count(training[name])) for name in ("steps", "rows", "tokens") if name in training
+    ]
+    if training.get("seconds") and training.get("rows"):
+        facts.append(("rows a second", f"{training['rows'] / training['seconds']:.3g}"))
+    if training.get("peak_bytes"):
+        facts.append(("peak memory", plots.size(training["peak_bytes"])))
+    parameters = training.get("parameters")
+    if parameters:
+        share = parameters["trained"] / max(parameters["total"], 1)
+        facts.append(("trained parameters", f"{count(parameters['trained'])} ({share:.1%})"))
+    stages = data.seconds or {"train": training.get("seconds") or 0.0}
+    return facts + [(f"time to {stage}", span(took)) for stage, took in stages.items() if took]

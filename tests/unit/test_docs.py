@@ -1,0 +1,178 @@
+"""The documents say what is: generated pages are up to date, links lead somewhere, verbs exist."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retone.errors import INTERNAL_EXIT_CODE, RetoneError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+# Used without an import of ours: transformers opens GGUF files with it.
+NOT_IMPORTED = {"gguf"}
+
+
+def generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = generator()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A tree with what the generator reads, without proof files."""
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def proof(folder: Path, name: str, **values: Any) -> None:
+    """A proof file with invented figures."""
+    known = {
+        "date": "2026-01-02",
+        "commit": "0123456789abcdef",
+        "versions": {"torch": "9.9"},
+        "machine": {
+            "device": "cpu",
+            "name": "Abacus",
+            "cores": 2,
+            "memory_bytes": 4e9,
+            "bf16_tflops": None,
+            "fp32_tflops": None,
+        },
+    }
+    (folder / "proof" / "results").mkdir(parents=True, exist_ok=True)
+    (folder / "proof" / "results" / f"{name}.json").write_text(json.dumps({**known, **values}))
+
+
+def test_generated_documents_are_up_to_date() -> None:
+    assert generate.run(["--check"]) == 0, "python docs/generate.py"
+
+
+def test_check_names_what_is_stale(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate.run([], copy) == 0
+    assert generate.run(["--check"], copy) == 0
+    (copy / "docs" / "cli.md").write_text("old")
+    capsys.readouterr()
+    assert generate.run(["--check"], copy) == 1
+    assert "docs/cli.md is stale" in capsys.readouterr().out
+    assert (copy / "docs" / "cli.md").read_text() == "old"
+
+
+def test_results_come_from_proof_files(copy: Path) -> None:
+    generate.run([], copy)
+    assert generate.NO_SCORES in (copy / "README.md").read_text()
+    assert generate.NO_PROOF in (copy / "docs" / "results.md").read_text()
+    scores = {
+        who: {"bleu": {"value": value, "n": 7, "signature": "sig"}}
+        for who, value in (("copy", 11.11), ("tuned", 22.22))
+    }
+    said = {"base": {"text": "a\nb | c"}, "tuned": {"text": "B, a."}}
+    proof(
+        copy, "yoda", scores=scores, seconds={"train": 60.0, "evaluate": 30.0},
+        base_model="some weights", examples=[{"prompt": "Hi.", "answers": said}],
+    )  # fmt: skip
+    proof(copy, "kill", killed={"times": 3, "equal": True}, changed_files=2)
+    assert generate.run(["--check"], copy) == 1
+    generate.run([], copy)
+    readme = (copy / "README.md").read_text()
+    row = "| [yoda](docs/results.md#yoda) | 11.1 |  | **22.2** | 7 | 1.5 | Abacus, 2 cores |"
+    assert row in readme
+    assert "Base model: some weights" in readme
+    assert generate.NO_SCORES not in readme
+    page = (copy / "docs" / "results.md").read_text()
+    assert generate.NO_PROOF not in page
+    expected = ["## yoda", "| tuned | 22.2 | 7 |", "| Hi. | a b \\| c | B, a. |", "- bleu: `sig`"]
+    expected += ["## kill", "| killed.times | 3 |", "`0123456789abcdef`, 2 files changed"]
+    assert [line for line in expected if line not in page] == []
+
+
+def test_a_proof_file_without_its_origin_is_refused(copy: Path) -> None:
+    proof(copy, "yoda", commit="")
+    with pytest.raises(SystemExit, match=r"yoda\.json lacks commit"):
+        generate.run([], copy)
+
+
+def test_a_dependency_without_a_purpose_is_refused(copy: Path) -> None:
+    text = (copy / "pyproject.toml").read_text()
+    (copy / "pyproject.toml").write_text(text.replace('"typer>=', '"click>=8", "typer>='))
+    with pytest.raises(SystemExit, match="say in PURPOSES what click is for"):
+        generate.run([], copy)
+
+
+def test_every_dependency_is_used() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[<>=]", need)[0].replace("-", "_") for need in project["dependencies"]}
+    imported: set[str] = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    assert declared - imported == NOT_IMPORTED
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as code hosts make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    """Relative links of a page that lead nowhere."""
+    broken = []
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.is_file():
+            broken.append(f"{page.name}: {target}")
+        elif anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(), flags=re.MULTILINE)
+            if anchor not in map(slug, headings):
+                broken.append(f"{page.name}: {target}")
+    return broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page, page.read_text()) == []
+
+
+def test_the_link_guard_fires() -> None:
+    page = ROOT / "README.md"
+    assert broken_links(page, "[a](nowhere.md) [b](README.md#install)") == ["README.md: nowhere.md"]
+    assert broken_links(page, "[a](#nothing-of-this-name)")
+
+
+def test_every_verb_is_explained_and_no_other_is_named() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    code = re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL)
+    named = {verb for part in code for verb in re.findall(r"(?<![-/])\bretone ([a-z]+)\b", part)}
+    assert named - {"itself"} == set(generate.verbs())
+
+
+def test_exit_codes_are_all_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    table = {int(code) for code in re.findall(r"^\| (\d+) \|", readme, flags=re.MULTILINE)}
+    codes = {error.exit_code for error in RetoneError.__subclasses__()}
+    assert table == {0, INTERNAL_EXIT_CODE, *codes}
