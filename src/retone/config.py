@@ -100,7 +100,9 @@ class TrainSection(Section):
     batch_size: Annotated[int, Field(gt=0)] = 16
     """Rows per optimizer step, over all devices."""
     micro_batch_size: Annotated[int, Field(gt=0)] | None = None
-    """Rows per forward pass and device; left out: as many as fit."""
+    """Most rows per forward pass and device; left out: the whole batch."""
+    micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Most tokens, padding included, per forward pass and device; left out: by memory."""
     learning_rate: Positive | None = None
     """Peak learning rate; left out: by method."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

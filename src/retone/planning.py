@@ -20,6 +20,9 @@ from retone.config import Recipe
 BF16_MIN_SPEEDUP = 1.2
 # Above this row length attention's quadratic memory outweighs eager's quicker backward on a CPU.
 EAGER_MAX_LENGTH = 256
+# Activations of one token of a 135M model in bf16, with a margin (1 MB was seen).
+ACTIVATION_BYTES = 2e6
+CPU_TOKENS = 1024
 DEFAULT_EPOCHS = 3.0
 WARMUP_FRACTION = 0.05
 # Small models want a higher rate than the 2e-4 of QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
@@ -179,7 +182,8 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
         else "answers mostly use other words than the prompt",
     )
     fill("method.alpha", 2.0 * recipe.method.rank, "twice the rank")
-    fill("train.micro_batch_size", *_micro_batch(recipe, machine, longest))
+    fill("train.micro_batch_size", recipe.train.batch_size, "the token limit cuts where needed")
+    fill("train.micro_batch_tokens", *_micro_batch_tokens(machine))
     size = "small" if model.parameters < SMALL_MODEL_PARAMETERS else "large"
     fill(
         "train.learning_rate",
@@ -237,10 +241,8 @@ def _attention(machine: Machine, data: DataFacts) -> tuple[str, str]:
     return "sdpa", "fused attention for long rows or a GPU"
 
 
-def _micro_batch(recipe: Recipe, machine: Machine, longest: int) -> tuple[int, str]:
-    # About 2 MB of activations a token for a 135M model in bf16 was seen on a CPU; a quarter of
-    # the memory is offered to them.
-    rows = max(1, int(machine.memory_bytes / 4 / (2e6 * longest)))
-    if rows >= recipe.train.batch_size:
-        return recipe.train.batch_size, "the whole batch fits"
-    return rows, f"rows of {longest} tokens in a quarter of {machine.memory_bytes / 1e9:.0f} GB"
+def _micro_batch_tokens(machine: Machine) -> tuple[int, str]:
+    tokens = max(1, int(machine.memory_bytes / 4 / ACTIVATION_BYTES))
+    if machine.device == "cpu" and tokens > CPU_TOKENS:
+        return CPU_TOKENS, "more tokens at once take memory and no time off a CPU"
+    return tokens, f"a quarter of {machine.memory_bytes / 1e9:.0f} GB for activations"

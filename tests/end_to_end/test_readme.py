@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 JSON_PAGE = ROOT / "docs" / "json.md"
 FENCE = re.compile(r"(?:<!-- ([a-z]+)(?:: (.+?))? -->\n)?```(\w+)\n(.*?)```\n", re.DOTALL)
+METRICS_SHOWN = ("chrf", "perplexity")  # of the many, in the examples of docs/json.md
 # What turns any recipe into seconds on a tiny model, whose tokens are nearly single letters.
 QUICK = ["train.max_steps=2", "evaluate.max_new_tokens=4", "data.max_length=500"]
 
@@ -157,6 +158,39 @@ def leaves(fields: set[str]) -> set[str]:
     return {f for f in fields if not any(g.startswith((f"{f}.", f"{f}[]")) for g in fields)}
 
 
+def abridged(value: Any) -> Any:
+    """An object without most of its metrics and examples, which are all alike."""
+    short = dict(value)
+    for name in {"scores", "differences"} & short.keys():
+        short[name] = {
+            who: {metric: by[metric] for metric in METRICS_SHOWN if metric in by}
+            for who, by in short[name].items()
+        }
+    if "signatures" in short:
+        short["signatures"] = {name: short["signatures"][name] for name in METRICS_SHOWN}
+    if "seeds" in short:
+        short["seeds"] = [abridged_seed(seed) for seed in short["seeds"]]
+    if "examples" in short:
+        short["examples"] = short["examples"][:2]
+    return short
+
+
+def abridged_seed(seed: dict[str, Any]) -> dict[str, Any]:
+    return {**seed, "scores": {name: seed["scores"][name] for name in METRICS_SHOWN}}
+
+
+def pretty(value: Any, depth: int = 0) -> str:
+    """JSON whose small objects stand on one line."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or not value or depth + len(flat) < 96:
+        return flat
+    parts = [(json.dumps(k) + ": ", v) for k, v in value.items()] if isinstance(value, dict) else []
+    parts = parts or [("", entry) for entry in value]
+    lines = [" " * (depth + 1) + name + pretty(inner, depth + 1) for name, inner in parts]
+    left, right = "{}" if isinstance(value, dict) else "[]"
+    return "\n".join([left, ",\n".join(lines), " " * depth + right])
+
+
 def real_objects(work: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """One object of each kind, from commands in the order a person would type them."""
 
@@ -166,17 +200,23 @@ def real_objects(work: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, An
         assert code is None or given == code
         return json.loads(capsys.readouterr().out)
 
-    recipe = '[data]\ntrain = "rows.csv"\nsystem = "Be Yoda."\nshowcase = ["Hello there."]\n'
+    recipe = (
+        '[data]\ntrain = "rows.csv"\ntest = "test.csv"\ntask = "rewrite"\nsystem = "Be Yoda."\n'
+        'validation_fraction = 0.2\nshowcase = ["Hello there."]\n[train]\nlearning_rate = 0.3\n'
+    )
     (work / "my.toml").write_text(recipe)
     animals = ("cat", "dog", "bird", "fish", "mouse", "horse", "goat", "sheep", "duck", "goose")
     rows = [f'The {animal} sleeps.,"Sleeps, the {animal} does."' for animal in animals]
-    rows.append("The robot sleeps.,Sleeps <|im_end|> it does.")  # left out: it spells the end token
-    (work / "rows.csv").write_text("\n".join(["prompt,completion", *rows]) + "\n")
+    robot = "The robot sleeps.,Sleeps <|im_end|> it does."  # left out: it spells the end token
+    for name, part in (("rows.csv", [*rows[:6], robot]), ("test.csv", rows[6:])):
+        (work / name).write_text("\n".join(["prompt,completion", *part]) + "\n")
     return {
         "new": told("new", "starter.toml"),
         "inspect": told("inspect", "my.toml"),
-        "run": told("run", "my.toml"),
-        "train": told("train", "my.toml", "--name", "again"),
+        "run": told("run", "my.toml", "--set", "train.seeds=[0,1]"),
+        "train": told("train", "my.toml", "--name", "again", "--set", "method.rank=4"),
+        "evaluate": told("evaluate", "again"),
+        "compare": told("compare", "my", "again"),
         "ask": told("ask", "my", "The hen sleeps."),
         "runs": told("runs", "--delete", "again"),
         "doctor": told("doctor", "--offline", code=None),  # 1 where the default model is not cached
@@ -187,7 +227,7 @@ def real_objects(work: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, An
 def with_examples(page: str, real: dict[str, Any], work: Path) -> str:
     """The page with its examples made anew, without paths of this machine."""
     for name, value in real.items():
-        text = json.dumps(value, indent=1, ensure_ascii=False)
+        text = pretty(abridged(value))
         text = text.replace(str(work), "/home/you").replace(str(Path.home()), "/home/you")
         block = f"<!-- example: {name} -->\n```json\n{text}\n```\n"
         old = rf"<!-- example: {name} -->\n```json\n.*?```\n"
@@ -205,7 +245,7 @@ def test_json_examples_have_the_real_keys(work: Path, capsys: pytest.CaptureFixt
     assert [section.split()[0] for section in sections] == list(real)
     for section, (name, value) in zip(sections, real.items(), strict=True):
         (example,) = (block for block in blocks(section) if block.mark == "example")
-        assert shape(json.loads(example.text)) == shape(value), name
+        assert shape(json.loads(example.text)) == shape(abridged(value)), name
         described = re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
         patterns = {field: re.escape(field).replace(r"\*", r"[^.]+") for field in described}
         fields = leaves(shape(value))

@@ -35,7 +35,7 @@ def step(
     model = tuned_model()
     weight = sum(sum(row.loss_weights) for row in rows)
     total = 0.0
-    for batch in micro_batches(rows, micro, pad_id=0):
+    for batch in micro_batches(rows, 0, most_rows=micro, most_tokens=None):
         part, _ = batch_loss(model, batch, fast=fast)
         (part / weight).backward()
         total += float(part.detach()) / weight
@@ -60,7 +60,7 @@ def test_mean_of_means_would_differ() -> None:
     rows = tiny.rows(16)
     loss, _ = step(rows, 16, fast=True)
     means = []
-    for batch in micro_batches(rows, 4, pad_id=0):
+    for batch in micro_batches(rows, 0, most_rows=4, most_tokens=None):
         part, weight = batch_loss(tuned_model(), batch, fast=True)
         means.append(float((part / weight).detach()))
     assert abs(sum(means) / len(means) - loss) > 10 * RTOL * loss
@@ -229,3 +229,16 @@ def test_fast_is_plain_with_a_shared_prefix(tmp_path: Path) -> None:
     fast = run_fit(tmp_path, "fast", rows, micro_batch_size=16)
     plain = run_fit(tmp_path, "plain", rows, micro_batch_size=8, fast=False)
     assert fast == pytest.approx(plain, rel=RTOL)
+
+
+def test_a_token_limit_cuts_evenly_and_exactly(tmp_path: Path) -> None:
+    rows = tiny.rows(16, longest=60)
+    batches = list(micro_batches(rows, 0, most_rows=None, most_tokens=300))
+    assert sum(batch.rows for batch in batches) == 16
+    assert max(batch.input_ids.numel() for batch in batches) <= 300
+    assert max(b.rows for b in batches) - min(b.rows for b in batches) <= 4
+    assert [b.rows for b in micro_batches(rows[:2], 0, most_rows=None, most_tokens=1)] == [1, 1]
+    assert list(micro_batches([], 0, most_rows=4, most_tokens=9)) == []
+    whole = run_fit(tmp_path, "whole", rows)
+    cut = run_fit(tmp_path, "cut", rows, micro_batch_tokens=200)
+    assert cut == pytest.approx(whole, rel=RTOL)

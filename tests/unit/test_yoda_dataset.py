@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -122,6 +123,11 @@ def test_sizes_and_fields() -> None:
     assert all(list(row) == ["plain"] for row in SHOWCASE)
     for row in PAIRS + SHOWCASE:
         assert all(value.isascii() and value == value.strip() != "" for value in row.values()), row
+
+
+def test_the_recipe_shows_the_showcase() -> None:
+    recipe = tomllib.loads((FOLDER.parents[1] / "recipes" / "yoda.toml").read_text("utf-8"))
+    assert recipe["data"]["showcase"] == [row["plain"] for row in SHOWCASE]
 
 
 def test_lengths() -> None:

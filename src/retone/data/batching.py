@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -45,8 +46,22 @@ def epoch_steps(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 
 
 def micro_batches(
-    rows: Sequence[EncodedRow], micro_batch_size: int, pad_id: int
+    rows: Sequence[EncodedRow], pad_id: int, *, most_rows: int | None, most_tokens: int | None
 ) -> Iterator[Batch]:
-    """The rows of one step as padded micro-batches."""
-    for start in range(0, len(rows), micro_batch_size):
-        yield collate(rows[start : start + micro_batch_size], pad_id)
+    """The rows of one step as padded micro-batches of about equal size.
+
+    Args:
+        rows: in the order in which they are cut; rows of like length should be neighbours.
+        pad_id: token that fills up the shorter rows.
+        most_rows: rows of a micro-batch; None: all.
+        most_tokens: tokens of a micro-batch, padding included; None: any number. A single row may
+            have more.
+    """
+    if not rows:
+        return
+    padded = len(rows) * max(len(row.input_ids) for row in rows)
+    parts = max(math.ceil(len(rows) / (most_rows or len(rows))), 1)
+    parts = min(len(rows), max(parts, math.ceil(padded / (most_tokens or padded))))
+    size = math.ceil(len(rows) / parts)
+    for start in range(0, len(rows), size):
+        yield collate(rows[start : start + size], pad_id)

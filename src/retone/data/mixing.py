@@ -21,8 +21,10 @@ def split_by_content(
     """(train, test): the `fraction` of rows with the smallest content hashes is held out.
 
     Equal conversations fall on the same side. At least one row is held out when there are two
-    distinct ones.
+    distinct ones and the fraction is not 0.
     """
+    if fraction == 0:
+        return list(rows), []
     ranked = sorted({content_key(row, seed) for row in rows})
     held = set(ranked[: max(1, round(fraction * len(ranked)))]) if len(ranked) > 1 else set()
     train = [row for row in rows if content_key(row, seed) not in held]

@@ -78,14 +78,28 @@ def candidates(
     def likelihood(tuned: bool, rephrase: Rephrase = tuple) -> Callable[..., list[Likelihood]]:
         return lambda rows: reference_likelihoods(engine, rows, tuned=tuned, rephrase=rephrase)
 
+    written = fingerprint(base, instruction)
     asked = [
-        Candidate("base", "base model", "the untuned model, asked as the tuned one is", engine.base, base,
-                  likelihood(False)),
-        Candidate("prompted", "base + instruction", "the untuned model with a written style instruction",
-                  prompted, fingerprint(base, instruction), likelihood(False, instructed)),
-        Candidate("tuned", "tuned", "the model after training", engine.tuned, tuned,
-                  likelihood(True)),
-    ]  # fmt: skip
+        Candidate(
+            "base",
+            "base model",
+            "the untuned model, asked as the tuned one is",
+            engine.base,
+            base,
+            likelihood(False),
+        ),
+        Candidate(
+            "prompted",
+            "base + instruction",
+            "the untuned model with a written style instruction",
+            prompted,
+            written,
+            likelihood(False, instructed),
+        ),
+        Candidate(
+            "tuned", "tuned", "the model after training", engine.tuned, tuned, likelihood(True)
+        ),
+    ]
     copy = Candidate("copy", "prompt copied", "the prompt given back unchanged", copy_prompt)
     return [copy, *asked] if task == "rewrite" else asked
 

@@ -119,9 +119,7 @@ def fit(
             # One normalisation: the weights of the whole step, over all micro-batches and devices.
             weight = sum(sum(row.loss_weights) for row in rows)
             loss_sum = torch.zeros((), device=accelerator.device)
-            mine = list(
-                micro_batches(rows[rank::world], train.micro_batch_size or len(rows), data.pad_id)
-            )
+            mine = list(_forward_batches(rows[rank::world], train, data.pad_id))
             for number, batch in enumerate(mine, 1):
                 with nullcontext() if number == len(mine) else accelerator.no_sync(model):
                     part, _ = batch_loss(model, batch.to(accelerator.device), fast=train.fast)
@@ -201,11 +199,18 @@ def evaluation_loss(model: Any, data: FitData, train: TrainSection, device: torc
     model.eval()
     rows = sorted(data.validation, key=lambda row: len(row.input_ids))
     total, weight = 0.0, 0.0
-    for batch in micro_batches(rows, train.micro_batch_size or len(rows), data.pad_id):
+    for batch in _forward_batches(rows, train, data.pad_id):
         part, part_weight = batch_loss(model, batch.to(device), fast=train.fast)
         total, weight = total + float(part), weight + float(part_weight)
     model.train(was_training)
     return total / weight
+
+
+def _forward_batches(
+    rows: Sequence[EncodedRow], train: TrainSection, pad_id: int
+) -> Iterator[Batch]:
+    limits = {"most_rows": train.micro_batch_size, "most_tokens": train.micro_batch_tokens}
+    return micro_batches(rows, pad_id, **limits)
 
 
 def peak_memory() -> int:
