@@ -26,7 +26,11 @@ check: $(STAMP)  ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-proof: $(STAMP)  ## slow and real: whole recipes, kill tests; each writes a JSON under proof/results
+$(VENV)/.proof: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,proof]'
+	touch $@
+
+proof: $(VENV)/.proof  ## slow and real: whole recipes, kill tests; each writes a JSON under proof/results
 	$(BIN)/python -m pytest proof --timeout=3600 $(PROOF)
 
 bench: $(STAMP)  ## ratios against plain twins and peers; each writes a JSON under benchmarks/results

@@ -1,6 +1,6 @@
 """One LoRA epoch on this CPU: retone beside its plain twin and beside other trainers.
 
-    python benchmarks/train_cpu.py [--json] [--rounds 3] [--steps N] [--peers trl,llamafactory]
+    python benchmarks/train_cpu.py [--json] [--rounds 1] [--steps N] [--peers trl,llamafactory]
 
 Same model, rows, adapters, batch, steps and learning rate for all; README.md beside this file says
 what differs. Each run is a process of its own, candidates take turns, medians are over the rounds,
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.add_argument("--rounds", type=int, default=3, help="trainings of each candidate")
+    parser.add_argument("--rounds", type=int, default=1, help="trainings of each candidate")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the rows")
     parser.add_argument("--steps", type=int, help="optimizer steps instead of whole epochs")
     parser.add_argument("--peers", default=",".join(PEERS), help="comma-separated, may be empty")

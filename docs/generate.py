@@ -67,6 +67,7 @@ PURPOSES = {
     "transformers": "models, tokenizers, generation",
     "typer": "the command line",
     "build": "wheel and sdist, in a test",
+    "playwright": "the report in a real browser, for the pictures",
     "hatchling": "the build backend",
     "hypothesis": "property tests",
     "mypy": "type checks",

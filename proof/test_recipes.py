@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,8 @@ import pytest
 from record import record
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
+NAMES = {"desktop-light": "desktop", "desktop-dark": "dark", "phone-light": "phone"}
 # A laptop without bf16 units, as far as this machine can play one.
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
@@ -61,6 +64,23 @@ def test_yoda(yoda: dict[str, Any]) -> None:
     """The demo: tuned beats copying by at least 15 BLEU on the bundled test split."""
     record("yoda", {"examples": yoda["examples"], **facts(yoda)})
     assert bleu(yoda, "tuned") - bleu(yoda, "copy") >= 15
+
+
+def test_the_report_in_a_browser(yoda: dict[str, Any], tmp_path: Path) -> None:
+    """The demo's report at three widths, with no request and no complaint; kept for the docs."""
+    pytest.importorskip("playwright", reason="pictures need playwright")
+    from screenshots import CHROMIUM, screenshots
+
+    if not Path(CHROMIUM).exists():
+        pytest.skip("pictures need Debian's chromium")
+    made = screenshots(yoda["directory"] / "report.html", tmp_path)
+    assert len(made) == 3
+    IMAGES.mkdir(exist_ok=True)
+    for picture in made:
+        view = picture.stem.split("-", 1)[1]
+        shutil.copy(picture, IMAGES / f"report-{NAMES[view]}.png")
+    size = (yoda["directory"] / "report.html").stat().st_size
+    record("report", {"pictures": sorted(NAMES.values()), "report_bytes": size})
 
 
 def test_plain_peft_gives_the_same_answers(yoda: dict[str, Any], tmp_path: Path) -> None:
