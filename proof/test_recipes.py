@@ -43,6 +43,8 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "verdict": result["verdict"],
         "scores": result["scores"],
+        "differences": result["differences"],
+        "signatures": result["signatures"],
         "seconds": result["seconds"],
         "training": training,
         "rows_per_s": training["rows"] / training["seconds"],

@@ -22,7 +22,7 @@ BF16_MIN_SPEEDUP = 1.2
 EAGER_MAX_LENGTH = 256
 # Activations of one token of a 135M model in bf16, with a margin (1 MB was seen).
 ACTIVATION_BYTES = 2e6
-CPU_TOKENS = 1024
+CPU_TOKENS = 512
 DEFAULT_EPOCHS = 3.0
 WARMUP_FRACTION = 0.05
 # Small models want a higher rate than the 2e-4 of QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
@@ -244,5 +244,5 @@ def _attention(machine: Machine, data: DataFacts) -> tuple[str, str]:
 def _micro_batch_tokens(machine: Machine) -> tuple[int, str]:
     tokens = max(1, int(machine.memory_bytes / 4 / ACTIVATION_BYTES))
     if machine.device == "cpu" and tokens > CPU_TOKENS:
-        return CPU_TOKENS, "more tokens at once take memory and no time off a CPU"
+        return CPU_TOKENS, "more tokens at once take much memory and little time off a CPU"
     return tokens, f"a quarter of {machine.memory_bytes / 1e9:.0f} GB for activations"

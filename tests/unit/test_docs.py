@@ -43,8 +43,8 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def proof(folder: Path, name: str, **values: Any) -> None:
-    """A proof file with invented figures."""
+def proof(folder: Path, name: str, lane: str = "proof", **values: Any) -> None:
+    """A file of results with invented figures."""
     known = {
         "date": "2026-01-02",
         "commit": "0123456789abcdef",
@@ -58,8 +58,8 @@ def proof(folder: Path, name: str, **values: Any) -> None:
             "fp32_tflops": None,
         },
     }
-    (folder / "proof" / "results").mkdir(parents=True, exist_ok=True)
-    (folder / "proof" / "results" / f"{name}.json").write_text(json.dumps({**known, **values}))
+    (folder / lane / "results").mkdir(parents=True, exist_ok=True)
+    (folder / lane / "results" / f"{name}.json").write_text(json.dumps({**known, **values}))
 
 
 def test_generated_documents_are_up_to_date() -> None:
@@ -81,27 +81,66 @@ def test_results_come_from_proof_files(copy: Path) -> None:
     assert generate.NO_SCORES in (copy / "README.md").read_text()
     assert generate.NO_PROOF in (copy / "docs" / "results.md").read_text()
     scores = {
-        who: {"bleu": {"value": value, "n": 7, "signature": "sig"}}
-        for who, value in (("copy", 11.11), ("tuned", 22.22))
-    }
+        who: {"bleu": {"value": value, "low": low, "high": high, "n": 7}}
+        for who, value, low, high in (
+            ("copy", 11.11, 0.0, 20), ("prompted", None, None, None), ("tuned", 22.22, None, None)
+        )
+    }  # fmt: skip
+    scores["tuned"]["perplexity"] = {"value": 3.0, "low": 2.0, "high": 4.0, "n": 7}
+    lead = {"tuned-copy": {"bleu": {"value": 11.11, "low": 2, "high": 21.5, "p_adjusted": 0.01}}}
     said = {"base": {"text": "a\nb | c"}, "tuned": {"text": "B, a."}}
     proof(
-        copy, "yoda", scores=scores, seconds={"train": 60.0, "evaluate": 30.0},
-        base_model="some weights", examples=[{"prompt": "Hi.", "answers": said}],
+        copy, "yoda", scores=scores, differences=lead, signatures={"bleu": "sig"},
+        seconds={"train": 60.0, "evaluate": 30.0}, base_model="some weights",
+        examples=[{"prompt": "Hi.", "answers": said}],
     )  # fmt: skip
     proof(copy, "kill", killed={"times": 3, "equal": True}, changed_files=2)
     assert generate.run(["--check"], copy) == 1
     generate.run([], copy)
     readme = (copy / "README.md").read_text()
-    row = "| [yoda](docs/results.md#yoda) | 11.1 |  | **22.2** | 7 | 1.5 | Abacus, 2 cores |"
+    row = (
+        "| [yoda](docs/results.md#yoda) | 11.1 (0.0 to 20.0) |  |  | **22.2** | 7 | 1.5 | Abacus, "
+    )
     assert row in readme
     assert "Base model: some weights" in readme
     assert generate.NO_SCORES not in readme
     page = (copy / "docs" / "results.md").read_text()
     assert generate.NO_PROOF not in page
-    expected = ["## yoda", "| tuned | 22.2 | 7 |", "| Hi. | a b \\| c | B, a. |", "- bleu: `sig`"]
+    expected = [
+        "## yoda",
+        "| bleu | 11.1 (0.0 to 20.0) |  | 22.2 | 7 |",
+        "| Hi. | a b \\| c | B, a. |",
+        "- bleu: `sig`",
+    ]
+    expected += ["| perplexity |  |  | 3.0 (2.0 to 4.0) | 7 |", "| bleu | +11.1 (+2.0 to +21.5) |"]
     expected += ["## kill", "| killed.times | 3 |", "`0123456789abcdef`, 2 files changed"]
     assert [line for line in expected if line not in page] == []
+
+
+def test_the_benchmark_gets_a_section_and_a_sentence(copy: Path) -> None:
+    generate.run([], copy)
+    assert generate.NO_BENCHMARK in (copy / "docs" / "results.md").read_text()
+    ours = {"rows_per_s": 9.0, "peak_rss_bytes": 1.5e9, "losses": [[1.0, 0.5]], "test_loss": 0.5}
+    peers = {"slow": {**ours, "rows_per_s": 4.5}, "gone": {"not_run": "no wheel"}}
+    ratio = {"rows_per_s": 2.0, "peak_memory": 0.75, "test_loss": 1.004}
+    facts: dict[str, Any] = {"retone": ours, "peers": peers, "setting": {"rounds": 3}}
+    proof(copy, "train_cpu", "benchmarks", ratio=ratio, **facts)
+    generate.run([], copy)
+    readme = " ".join((copy / "README.md").read_text().split())
+    assert "beside the best of slow in each figure: 2.00 times the rows a second" in readme
+    assert "0.75 times the peak memory, 1.00 times the test loss" in readme
+    page = (copy / "docs" / "results.md").read_text()
+    expected = ["## train_cpu", "| retone | 9.00 | 1.50 |  | 0.5000 |", "| slow | 4.50 |"]
+    expected += [
+        "| gone | not run: no wheel |",
+        "| setting.rounds | 3 |",
+        "| ratio.rows_per_s | 2 |",
+    ]
+    assert [line for line in expected if line not in page] == []
+    assert "losses" not in page
+    proof(copy, "train_cpu", "benchmarks", ratio=dict.fromkeys(ratio), **facts)
+    generate.run([], copy)
+    assert "times the rows a second" not in (copy / "README.md").read_text()
 
 
 def test_a_proof_file_without_its_origin_is_refused(copy: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -144,17 +142,3 @@ def prefix_cache(model: Any, prefix: Tensor, rows: int) -> DynamicCache:
         layer.keys = layer.keys.expand(rows, -1, -1, -1)  # [batch, heads, shared, head_dim]
         layer.values = layer.values.expand(rows, -1, -1, -1)
     return cache
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory instead of returning it page by page; True where it can.
-
-    A step allocates and frees the same hundreds of megabytes; without this each one is mapped and
-    cleared again by page faults (man 3 mallopt: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD).
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    libc = ctypes.CDLL(None)
-    settings = {-4: 0, -1: 2**31 - 1, -2: 256 * 2**20}
-    taken = [libc.mallopt(option, value) for option, value in settings.items()]
-    return taken == [1, 1, 1]

@@ -93,7 +93,7 @@ def fit(
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
         MachineError: the loss is not finite, or the disk is full.
     """
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision="no")  # whatever the environment asks for
     optimizer = adamw(model, train)
     model, optimizer = accelerator.prepare(model, optimizer)
     bare = accelerator.unwrap_model(model)
@@ -251,8 +251,6 @@ def _fast_paths(model: Any, fast: bool) -> Iterator[None]:
     if not fast:
         yield
         return
-    if not torch.cuda.is_available():
-        kernels.keep_freed_memory()
     with kernels.fused_lora(model):
         yield
 

@@ -137,7 +137,7 @@ def _shared_rows(answers: Answers) -> Answers:
     if not common:
         raise InputError(
             "the runs share no test row", f"compared: {', '.join(answers)}",
-            "evaluate them on one file: --test FILE", "nothing-shared",
+            "run both recipes with the same test file: --test FILE", "nothing-shared",
         )  # fmt: skip
     order = [key for key in next(iter(keyed.values())) if key in common]
     return {name: [rows[key] for key in order] for name, rows in keyed.items()}

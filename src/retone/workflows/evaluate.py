@@ -102,10 +102,13 @@ def evaluate(run: Run, *, test: str | None = None, offline: bool = False) -> Eva
         "sampling": asdict(tuned.sampling),
         "seconds": time.perf_counter() - started,
     }
-    write_jsonl(folder / "answers.jsonl", _answer_rows(rows, shown, answers))
-    write_json(folder / "scores.json", stored)
     report = folder / "report.html" if test else run.report
-    write_report(run, folder, report)
+    with run.locked():
+        if not test and run.scores.is_file():  # the other seeds' scores stay
+            stored |= {"seeds": read_json(run.scores).get("seeds", [])}
+        write_jsonl(folder / "answers.jsonl", _answer_rows(rows, shown, answers))
+        write_json(folder / "scores.json", stored)
+        write_report(run, folder, report)
     return Evaluated(run, stored, report)
 
 
