@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING
 
 # No telemetry, ours or a dependency's; huggingface_hub reads this when it is first imported.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# oneDNN keeps up to 1024 compiled products, one for each shape; rows of many lengths fill that with
+# hundreds of megabytes. Read when the first product is made.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run"]
