@@ -86,6 +86,6 @@ def test_used_outside_the_tree(installed: Path, tmp_path: Path) -> None:
     base = tiny.folder(tmp_path / "base")
     # The bundled rows, recipe and model table are read from the wheel.
     told = json.loads(run(program, "inspect", "x.toml", "--model", base, "--json", cwd=tmp_path))
-    (source,) = told["sources"]
+    source = told["sources"][0]
     assert source["path"] == "bundled:yoda/train.jsonl"
     assert source["used"] > 400
