@@ -65,7 +65,6 @@ class DataFacts:
     rows: int
     longest_row: int
     longest_answer: int
-    mean_row: float
     copies_prompt: bool
 
 

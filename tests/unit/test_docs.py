@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
+import importlib.metadata
 import json
 import re
 import shutil
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import evidence
+import generate
 from retone.errors import INTERNAL_EXIT_CODE, RetoneError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,18 +22,6 @@ PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 # Used without an import of ours: transformers opens GGUF files with it.
 NOT_IMPORTED = {"gguf"}
-
-
-def generator() -> Any:
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-generate = generator()
 
 
 @pytest.fixture
@@ -66,6 +56,36 @@ def test_generated_documents_are_up_to_date() -> None:
     assert generate.run(["--check"]) == 0, "python docs/generate.py"
 
 
+# The metadata's older words for a licence, as SPDX says it.
+SPDX = {
+    "Apache Software License": "Apache-2.0",
+    "Apache 2.0 License": "Apache-2.0",
+    "MIT License": "MIT",
+    "BSD License": "BSD-3-Clause",
+}
+
+
+def test_licences_are_those_of_the_installed_packages() -> None:
+    said = tomllib.loads((ROOT / "docs" / "dependencies.toml").read_text("utf-8"))
+    wrong, compared = {}, 0
+    for name, entry in said.items():
+        try:
+            data: Any = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # only extras of other lanes may be absent
+        classifiers = [
+            text.rpartition(" :: ")[2]
+            for text in data.get_all("Classifier") or []
+            if text.startswith("License :: OSI Approved :: ")
+        ]
+        found = data.get("License-Expression") or ", ".join(classifiers) or data.get("License")
+        compared += 1
+        if SPDX.get(found, found) != entry["licence"]:
+            wrong[name] = (found, entry["licence"])
+    assert wrong == {}
+    assert compared >= 20
+
+
 def test_check_names_what_is_stale(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert generate.run([], copy) == 0
     assert generate.run(["--check"], copy) == 0
@@ -78,8 +98,8 @@ def test_check_names_what_is_stale(copy: Path, capsys: pytest.CaptureFixture[str
 
 def test_results_come_from_proof_files(copy: Path) -> None:
     generate.run([], copy)
-    assert generate.NO_SCORES in (copy / "README.md").read_text()
-    assert generate.NO_PROOF in (copy / "docs" / "results.md").read_text()
+    assert evidence.NO_SCORES in (copy / "README.md").read_text()
+    assert evidence.NO_PROOF in (copy / "docs" / "results.md").read_text()
     scores = {
         who: {"bleu": {"value": value, "low": low, "high": high, "n": 7}}
         for who, value, low, high in (
@@ -103,9 +123,9 @@ def test_results_come_from_proof_files(copy: Path) -> None:
     )
     assert row in readme
     assert "Base model: some weights" in readme
-    assert generate.NO_SCORES not in readme
+    assert evidence.NO_SCORES not in readme
     page = (copy / "docs" / "results.md").read_text()
-    assert generate.NO_PROOF not in page
+    assert evidence.NO_PROOF not in page
     expected = [
         "## yoda",
         "| bleu | 11.1 (0.0 to 20.0) |  | 22.2 | 7 |",
@@ -119,7 +139,7 @@ def test_results_come_from_proof_files(copy: Path) -> None:
 
 def test_the_benchmark_gets_a_section_and_a_sentence(copy: Path) -> None:
     generate.run([], copy)
-    assert generate.NO_BENCHMARK in (copy / "docs" / "results.md").read_text()
+    assert evidence.NO_BENCHMARK in (copy / "docs" / "results.md").read_text()
     ours = {"rows_per_s": 9.0, "peak_rss_bytes": 1.5e9, "losses": [[1.0, 0.5]], "test_loss": 0.5}
     peers = {"slow": {**ours, "rows_per_s": 4.5}, "gone": {"not_run": "no wheel"}}
     ratio = {"rows_per_s": 2.0, "peak_memory": 0.75, "test_loss": 1.004}
@@ -152,7 +172,7 @@ def test_a_proof_file_without_its_origin_is_refused(copy: Path) -> None:
 def test_a_dependency_without_a_purpose_is_refused(copy: Path) -> None:
     text = (copy / "pyproject.toml").read_text()
     (copy / "pyproject.toml").write_text(text.replace('"typer>=', '"click>=8", "typer>='))
-    with pytest.raises(SystemExit, match="say in PURPOSES what click is for"):
+    with pytest.raises(SystemExit, match=r"dependencies\.toml says nothing of click"):
         generate.run([], copy)
 
 

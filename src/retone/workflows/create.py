@@ -110,7 +110,6 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
         rows=len(encoded),
         longest_row=max(lengths),
         longest_answer=_longest_answer(train, tokenizer),
-        mean_row=sum(lengths) / len(lengths),
         copies_prompt=_reuses_prompt(train),
     )
     model = ModelFacts(parameters=weights_parameters(base.path), context=context)
