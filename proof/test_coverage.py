@@ -21,7 +21,7 @@ from scipy.stats import binom
 
 from record import record
 from retone.evaluation.metrics import METRICS, RowScores, row_scores
-from retone.evaluation.statistics import bootstrap_weights, difference, score
+from retone.evaluation.statistics import difference, resamples, score
 
 SAMPLES = 2000
 ROWS = (30, 60, 200)
@@ -151,7 +151,8 @@ def not_chosen(first: RowScores, second: RowScores) -> dict[str, tuple[float, fl
     """Intervals that were tried for means and are not used."""
     if first.metric.binary or first.statistics.shape[1] > 1:
         return {}
-    means = bootstrap_weights(first.n) @ first.statistics[:, 0] * 100 / first.n
+    (weights,) = resamples(first.n)
+    means = weights @ first.statistics[:, 0] * 100 / first.n
     low, high = np.quantile(means, [0.025, 0.975])
     bca = score(RowScores(first.metric, first.statistics - second.statistics))
     found = {"score_plain_percentile": (float(low), float(high))}

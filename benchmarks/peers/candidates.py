@@ -185,7 +185,7 @@ def read_run(path: Path, folder: Path) -> dict[str, Any]:
         "losses": [line["loss"] for line in lines],
         "tokens": training["tokens"],
         "positions": None,  # not written by a run
-        "peak_rss_bytes": training["peak_bytes"],  # ru_maxrss of its process, as for the others
+        "peak_rss_bytes": training["peak_bytes"],  # VmHWM of its process, as for the others
         "setting": {
             "weights": recipe["model"]["dtype"],
             "autocast": False,

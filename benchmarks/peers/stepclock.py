@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import resource
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -18,6 +18,13 @@ import torch
 from transformers import TrainerCallback
 
 IGNORED = -100  # label of a token that does not enter the loss
+
+
+def peak_rss() -> int:
+    """Most bytes that this process held; unlike ru_maxrss, not what its parent held at exec."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+    assert found
+    return int(found[1]) * 1024
 
 
 class StepClock(TrainerCallback):
@@ -71,7 +78,7 @@ class StepClock(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Peak memory of this process before anything is saved."""
-        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.peak = peak_rss()
 
     def result(self, *packages: str) -> dict[str, Any]:
         """What train_cpu.py reads; `packages` are those whose versions it should name."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -222,3 +224,24 @@ def test_answers_stay_on_disk_between_runs(work: Path, capsys: pytest.CaptureFix
     now = list((work / "runs" / ".answers").iterdir())
     assert len(now) == 4  # the base answers were there already
     assert all(len(read_jsonl(path)) == 8 for path in now)
+
+
+def test_memory_does_not_grow_with_rows(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight times the rows, scored in processes of their own: the same peak but for the texts."""
+    as_json(capsys, "run", "my.toml")
+    script = (
+        "import sys; from retone.cli import main; from retone.training.loop import peak_memory; "
+        "assert main(['evaluate', 'latest', '--test', sys.argv[1], '--json']) == 0; "
+        "print(peak_memory(), file=sys.stderr)"
+    )
+    peaks = {}
+    for rows in (64, 512):
+        name = f"{rows}.jsonl"
+        (work / name).write_text("".join(pair(n) for n in range(1000, 1000 + rows)))
+        done = subprocess.run(
+            [sys.executable, "-c", script, name], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["scores"]["tuned"]["bleu"]["n"] == rows
+        peaks[rows] = int(done.stderr.split()[-1])
+    assert peaks[512] < peaks[64] + 40e6

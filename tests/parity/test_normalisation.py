@@ -14,7 +14,8 @@ from retone.config import MethodSection, TrainSection
 from retone.data.batching import collate, epoch_steps, micro_batches
 from retone.models.methods import lora
 from retone.training import kernels
-from retone.training.loop import FitData, batch_loss, fit
+from retone.training.loop import FitData, fit
+from retone.training.losses import batch_loss
 
 RTOL = 1e-5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +17,14 @@ from retone.evaluation.metrics import METRICS, RowScores, row_scores
 from retone.evaluation.statistics import (
     Difference,
     adjust,
-    bootstrap_weights,
     difference,
     holm,
+    resamples,
     rounded,
     score,
     spread,
-    verdict,
 )
+from retone.evaluation.verdict import verdict
 
 RNG = np.random.default_rng(7)
 WORDS = ["we", "you", "they", "see", "like", "know", "dog", "cat", "house", "river", "now", "soon"]
@@ -47,19 +48,40 @@ def differ(tuned: list[str], rival: list[str], references: list[str], name: str)
 # Intervals
 
 
-def test_weights_are_resamples() -> None:
-    weights = bootstrap_weights(7, resamples=50, seed=3)
+def test_resamples_draw_every_row_as_often_as_there_are_rows() -> None:
+    (weights,) = resamples(7, 50, seed=3)
     assert weights.shape == (50, 7)
     assert (weights.sum(1) == 7).all()
-    assert weights is bootstrap_weights(7, resamples=50, seed=3)
-    assert not np.array_equal(weights, bootstrap_weights(7, resamples=50, seed=4))
+    assert next(resamples(7, 50, seed=3)) is weights
+    assert not np.array_equal(weights, next(resamples(7, 50, seed=4)))
     with pytest.raises(ValueError, match="no rows"):
-        bootstrap_weights(0)
+        next(resamples(0))
+
+
+def test_many_rows_are_resampled_in_blocks_with_the_same_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (whole,) = resamples(40, 60)
+    monkeypatch.setattr(statistics, "BLOCK_CELLS", 1000)
+    blocks = list(resamples(40, 60))
+    assert [len(block) for block in blocks] == [25, 25, 10]
+    assert np.array_equal(np.concatenate(blocks), whole)
+
+
+def test_memory_of_intervals_is_bounded() -> None:
+    rows = {n: mean_rows(RNG.normal(50, 10, n)) for n in (2_000, 60_000)}
+    peaks = {}
+    for n, found in rows.items():
+        tracemalloc.start()
+        assert score(found, 400).low is not None
+        peaks[n] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[60_000] < peaks[2_000] + 60e6  # all resamples at once: 380 MB
 
 
 def test_a_normal_mean_has_students_interval() -> None:
     values = RNG.normal(50, 10, size=30)
-    found = score(mean_rows(values), bootstrap_weights(30, resamples=40_000))
+    found = score(mean_rows(values), 40_000)
     half = 2.0452 * values.std(ddof=1) / math.sqrt(30)  # t(29), two-sided 95 %
     assert found.value == pytest.approx(values.mean())
     assert found.low is not None
@@ -188,7 +210,7 @@ def test_bootstrap_p_is_close_to_the_t_test() -> None:
 
     for gain in (0.0, 4.0, 8.0, 12.0, 30.0):
         a, b = RNG.normal(50 + gain, 10, 40), RNG.normal(50, 10, 40)
-        found = difference(mean_rows(a), mean_rows(b), weights=bootstrap_weights(40, 20_000))
+        found = difference(mean_rows(a), mean_rows(b), count=20_000)
         exact = float(ttest_rel(a, b).pvalue)
         assert found.p is not None
         assert found.p > 0

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from variety import commonest_skeleton, distinct_4grams, nearest_pair, words
+
 FOLDER = Path(__file__).parents[2] / "src" / "retone" / "datasets" / "yoda"
 INTERJECTION = r"(?:Yes, hmm|Hmm|Mmm|Herh herh herh|Hrrm)"
 # Bounds of the variety guards; what the data measures today stands beside each.
@@ -28,40 +30,19 @@ TRAIN, TEST, SHOWCASE = read("train"), read("test"), read("showcase")
 PAIRS = TRAIN + TEST
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"\d+|[a-z]+(?:['-][a-z]+)*", text.lower())
-
-
 JOINERS = words(
     """
     after although and because before but for if or since so that though unless until when whenever
     where wherever while who yet
     """
 )
-FUNCTION_WORDS = {
-    *words(
-        """
-        a an the this that these those my your his her its our their i you he she it we they me him
-        us them who whom whose which what where when why how and or but so yet for nor because
-        although though if unless since while until before after as than whenever wherever however
-        not never no nobody somebody everybody everyone everything nothing every each all both any
-        some only am is are was were be been being do does did done have has had will would can
-        could may might must shall should cannot of in on at by to from with without into onto over
-        under up down out off through across behind between beside near against around during past
-        along about above below inside outside toward towards there here again still already too
-        now then very don't doesn't didn't won't can't couldn't shouldn't haven't hasn't isn't
-        aren't weren't wasn't
-        """
-    )
-}
 # What a contraction becomes. The whole words are irregular, or commands: "Don't" is "must not".
 EXPANSIONS = {"won't": "will not", "can't": "cannot", "don't": "not"}
 ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will"}
 
 
-def grams(text: str, n: int = 4) -> list[tuple[str, ...]]:
-    w = words(text)
-    return [tuple(w[i : i + n]) for i in range(len(w) - n + 1)]
+def plain(rows: list[Row]) -> list[str]:
+    return [row["plain"] for row in rows]
 
 
 def bare(yoda: str) -> str:
@@ -80,39 +61,6 @@ def missing_words(row: Row) -> list[str]:
         if len(word) >= 4 and not all(piece in yoda for piece in expanded.split()):
             missing.append(word)
     return missing
-
-
-def distinct_4grams(rows: list[Row]) -> float:
-    """Distinct word 4-grams over all word 4-grams of the plain side: 1.0 when none comes twice."""
-    found = [gram for row in rows for gram in grams(row["plain"])]
-    return len(set(found)) / len(found)
-
-
-def skeleton(text: str) -> str:
-    """Function words and end marks, with one blank for each run of other words.
-
-    "The kettle screams like a gull, and the cat hides." -> "the _ a _ , and the _ ."
-    """
-    blanked = [
-        token if token in FUNCTION_WORDS or token in ",.?!" else "_"
-        for token in re.findall(r"\d+|[a-z]+(?:['-][a-z]+)*|[,.?!]", text.lower())
-    ]
-    return re.sub(r"_(?: _)+", "_", " ".join(blanked))
-
-
-def commonest_skeleton(rows: list[Row]) -> tuple[str, float]:
-    """The skeleton most plain sentences share, and the share of rows that have it."""
-    [(pattern, count)] = Counter(skeleton(row["plain"]) for row in rows).most_common(1)
-    return pattern, count / len(rows)
-
-
-def nearest_pair(left: list[Row], right: list[Row]) -> tuple[float, str, str]:
-    """The two plain sentences, one from each side, with the highest 4-gram Jaccard overlap."""
-    left_grams = [(row["plain"], set(grams(row["plain"]))) for row in left]
-    right_grams = [(row["plain"], set(grams(row["plain"]))) for row in right]
-    return max(
-        (len(a & b) / max(1, len(a | b)), x, y) for x, a in left_grams for y, b in right_grams
-    )
 
 
 def test_sizes_and_fields() -> None:
@@ -144,7 +92,7 @@ def test_test_topics_are_unseen() -> None:
 
 
 def test_test_and_showcase_have_no_near_duplicate_in_training() -> None:
-    score, left, right = nearest_pair(TRAIN, TEST + SHOWCASE)
+    score, left, right = nearest_pair(plain(TRAIN), plain(TEST + SHOWCASE))
     assert score < NEAR_DUPLICATE, (left, right)
 
 
@@ -179,9 +127,9 @@ def test_the_mix_of_sentences() -> None:
 
 
 def test_variety() -> None:
-    assert distinct_4grams(TRAIN) > DISTINCT_4GRAMS
-    assert distinct_4grams(TEST) > DISTINCT_4GRAMS
-    pattern, share = commonest_skeleton(TRAIN)
+    assert distinct_4grams(plain(TRAIN)) > DISTINCT_4GRAMS
+    assert distinct_4grams(plain(TEST)) > DISTINCT_4GRAMS
+    pattern, share = commonest_skeleton(plain(TRAIN))
     assert share < COMMONEST_SKELETON, pattern
 
 
@@ -195,20 +143,20 @@ TEMPLATED = [
 
 
 def test_the_4gram_guard_fires() -> None:
-    assert distinct_4grams(TEMPLATED) < DISTINCT_4GRAMS
+    assert distinct_4grams(plain(TEMPLATED)) < DISTINCT_4GRAMS
     # Also when only one training row in twenty is planted.
-    assert distinct_4grams(TRAIN + TEMPLATED[: len(TRAIN) // 20]) < DISTINCT_4GRAMS
+    assert distinct_4grams(plain(TRAIN + TEMPLATED[: len(TRAIN) // 20])) < DISTINCT_4GRAMS
 
 
 def test_the_skeleton_guard_fires() -> None:
-    pattern, share = commonest_skeleton(TRAIN + TEMPLATED[:25])
+    pattern, share = commonest_skeleton(plain(TRAIN + TEMPLATED[:25]))
     assert pattern == "the _ is _ in the _ ."
     assert share > COMMONEST_SKELETON
 
 
 def test_the_near_duplicate_guard_fires() -> None:
     planted = {"plain": TRAIN[0]["plain"].replace("cat", "dog")}
-    score, left, _ = nearest_pair(TRAIN, [*TEST, planted])
+    score, left, _ = nearest_pair(plain(TRAIN), plain([*TEST, planted]))
     assert left == TRAIN[0]["plain"]
     assert score > NEAR_DUPLICATE
 

@@ -27,6 +27,15 @@ def collate(rows: Sequence[EncodedRow], pad_id: int) -> Batch:
     return Batch(input_ids, attention_mask, loss_weights, len(rows), tokens)
 
 
+def common_prefix(rows: Sequence[tuple[int, ...]]) -> int:
+    """Number of leading tokens that all rows share."""
+    first, last = min(rows), max(rows)  # whatever these two share, all between them share
+    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(last))
+
+
 def epoch_steps(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """Row indices of each optimizer step of one epoch.
 
@@ -46,7 +55,12 @@ def epoch_steps(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 
 
 def micro_batches(
-    rows: Sequence[EncodedRow], pad_id: int, *, most_rows: int | None, most_tokens: int | None
+    rows: Sequence[EncodedRow],
+    pad_id: int,
+    *,
+    most_rows: int | None,
+    most_tokens: int | None,
+    shared: int = 0,
 ) -> Iterator[Batch]:
     """The rows of one step as padded micro-batches of about equal size.
 
@@ -56,10 +70,11 @@ def micro_batches(
         most_rows: rows of a micro-batch; None: all.
         most_tokens: tokens of a micro-batch, padding included; None: any number. A single row may
             have more.
+        shared: leading tokens that all rows share and that do not count, computed once.
     """
     if not rows:
         return
-    padded = len(rows) * max(len(row.input_ids) for row in rows)
+    padded = len(rows) * (max(len(row.input_ids) for row in rows) - shared)
     parts = max(math.ceil(len(rows) / (most_rows or len(rows))), 1)
     parts = min(len(rows), max(parts, math.ceil(padded / (most_tokens or padded))))
     size = math.ceil(len(rows) / parts)

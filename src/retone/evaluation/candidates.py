@@ -9,13 +9,16 @@ from pathlib import Path
 
 import torch
 
+from retone.batch import EncodedRow
 from retone.chat_template import RowRejected
 from retone.conversation import Conversation, Message
-from retone.data.batching import collate
+from retone.data.batching import common_prefix, micro_batches
 from retone.evaluation.metrics import Likelihood
 from retone.inference.engine import Answer, Engine, Messages, Responder, Sampling
 from retone.run_dir import fingerprint
-from retone.training.loop import batch_loss
+from retone.training.losses import row_losses
+
+MOST_TOKENS = 2048  # of a batch of references: bounds the memory of its logits
 
 Tick = Callable[[int, int], None]  # rows answered, rows in all
 Rephrase = Callable[[Messages], Messages]
@@ -167,16 +170,28 @@ def reference_likelihoods(
 
     A row that the template cannot encode counts as nothing: (0, 0, 0).
     """
-    found: list[Likelihood] = []
-    for row in rows:
+    found: list[Likelihood] = [(0.0, 0, 0)] * len(rows)
+    encoded: dict[int, EncodedRow] = {}
+    for index, row in enumerate(rows):
         earlier = [replace(message, loss_weight=0.0) for message in rephrase(row.prompt)]
         try:
-            encoded = engine.template.encode([*earlier, Message("assistant", row.answer)])[-1]
+            encoded[index] = engine.template.encode([*earlier, Message("assistant", row.answer)])[
+                -1
+            ]
         except RowRejected:
-            found.append((0.0, 0, 0))
             continue
-        batch = collate([encoded], pad_id=engine.template.stop_id).to(engine.model.device)
-        with engine.answering(tuned=tuned):
-            nats, _ = batch_loss(engine.model, batch, fast=True)
-        found.append((float(nats), encoded.trained, len(row.answer.encode())))
+    order = sorted(encoded, key=lambda index: len(encoded[index].input_ids))
+    nats: list[float] = []
+    batches = micro_batches(
+        [encoded[index] for index in order],
+        engine.template.stop_id,
+        most_rows=engine.batch_size,
+        most_tokens=MOST_TOKENS,
+        shared=common_prefix([row.input_ids for row in encoded.values()]) if encoded else 0,
+    )
+    with engine.answering(tuned=tuned):
+        for batch in batches:
+            nats += row_losses(engine.model, batch.to(engine.model.device), fast=True).tolist()
+    for index, spent in zip(order, nats, strict=True):
+        found[index] = (spent, encoded[index].trained, len(rows[index].answer.encode()))
     return found

@@ -1,4 +1,4 @@
-"""What the rows show: scores with intervals, paired differences, and a verdict in words.
+"""What the rows show: scores with intervals, and paired differences.
 
 Rows are resampled with replacement (Efron & Tibshirani 1993; for BLEU, Koehn 2004, EMNLP); all
 candidates share the resamples, so a difference is paired. A plain percentile interval of 30 rows
@@ -22,7 +22,7 @@ Where something cannot be said, the number is None and `reason` says why: never 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -33,16 +33,9 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from retone.evaluation.metrics import Array, Metric, RowScores
 
 RESAMPLES = 2000
+BLOCK_CELLS = 2_000_000  # counts in one block: 16 MB
 LEVEL = 0.05  # of tests; intervals are 1 - LEVEL
 POWER = 0.8
-# Candidates in a sentence: "tuned beats ...".
-SPOKEN = {
-    "copy": "copying",
-    "base": "the base model",
-    "prompted": "prompting",
-    "few_shot": "few-shot prompting",
-    "retrieval": "retrieval",
-}
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ class Score:
             return f"no score: {self.reason}"
         if self.low is None or self.high is None:
             return rounded(self.value)
-        return f"{rounded(self.value, self.low, self.high)} ({_ends(self.low, self.high)})"
+        return f"{rounded(self.value, self.low, self.high)} ({interval_text(self.low, self.high)})"
 
 
 @dataclass(frozen=True)
@@ -168,22 +161,37 @@ class Spread:
         return f"{mean} ± {rounded(self.sd, self.low, self.high)} over {self.n} seeds"
 
 
-@lru_cache(maxsize=4)
-def bootstrap_weights(n: int, resamples: int = RESAMPLES, seed: int = 0) -> Array:
-    """How often each of `n` rows is drawn: [resamples, n], read-only, each row sums to `n`.
+def resamples(n: int, count: int = RESAMPLES, seed: int = 0) -> Iterator[Array]:
+    """How often each of `n` rows is drawn, in blocks of resamples: [block, n], sums of `n`.
 
-    Raises ValueError for no rows.
+    Always the same draws; many rows come in several blocks, so that memory stays bounded. Raises
+    ValueError for no rows.
     """
     if n < 1:
         raise ValueError("no rows to resample")
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    weights = drawn.astype(np.float64)
+    block = max(1, BLOCK_CELLS // n)
+    if block >= count:
+        yield _resamples(n, count, seed)
+        return
+    draw = np.random.default_rng(seed)
+    for start in range(0, count, block):
+        yield _drawn(draw, n, min(block, count - start))
+
+
+@lru_cache(maxsize=2)
+def _resamples(n: int, count: int, seed: int) -> Array:
+    """All in one block, kept for the next metric of the same rows."""
+    return _drawn(np.random.default_rng(seed), n, count)
+
+
+def _drawn(draw: np.random.Generator, n: int, count: int) -> Array:
+    weights = draw.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
     weights.flags.writeable = False
     return weights
 
 
-def score(rows: RowScores, weights: Array | None = None) -> Score:
-    """The score with its 95 % interval; `weights` are `bootstrap_weights(rows.n)` by default."""
+def score(rows: RowScores, count: int = RESAMPLES) -> Score:
+    """The score with its 95 % interval from `count` resamples."""
     value, n = rows.value, rows.n
     if value is None:
         return Score(None, None, None, n, rows.reason)
@@ -193,7 +201,7 @@ def score(rows: RowScores, weights: Array | None = None) -> Score:
         return Score(value, None, None, n, "no interval: resampled rows always look less diverse")
     if n < 2:
         return Score(value, None, None, n, "no interval from one row")
-    resampled = _resample(rows, bootstrap_weights(n) if weights is None else weights)
+    resampled = _resample(rows, count)
     if _flat(resampled):
         return Score(value, None, None, n, "no interval: all rows score the same")
     edge = 1 / (2 * len(resampled))
@@ -209,7 +217,7 @@ def difference(
     candidate: RowScores,
     rival: RowScores,
     names: tuple[str, str] = ("tuned", "copy"),
-    weights: Array | None = None,
+    count: int = RESAMPLES,
 ) -> Difference:
     """Candidate minus rival on the same rows, with interval and p.
 
@@ -234,8 +242,7 @@ def difference(
     if np.array_equal(candidate.statistics, rival.statistics):
         reason = f"the same on each of {n} rows"
         return replace(empty, value=value, p=1.0, p_adjusted=1.0, se=0.0, reason=reason)
-    weights = bootstrap_weights(n) if weights is None else weights
-    resampled = _resample(candidate, weights) - _resample(rival, weights)
+    resampled = _resample(candidate, count) - _resample(rival, count)
     low, high = np.quantile(resampled, [ndtr(-_expanded(n)), ndtr(_expanded(n))])
     se = 0.0 if _flat(resampled) else float(resampled.std() * math.sqrt(n / (n - 1)))
     p = _bootstrap_p(resampled, value, n)
@@ -274,40 +281,6 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, sd, mean - half, mean + half, n)
 
 
-def verdict(differences: Sequence[Difference]) -> str:
-    """One sentence: one candidate, under one metric, against the strongest of its rivals."""
-    # A rival without a score is no rival; a candidate without one has no verdict.
-    gains = [(d.gain, d) for d in differences if d.gain is not None]
-    if not gains:
-        missing = [d.reason or f"{d.metric.label} has no better end" for d in differences]
-        return f"no verdict: {missing[0] if missing else 'nobody to compare with'}"
-    gain, found = min(gains, key=lambda pair: pair[0])
-    who, rival = found.candidate, SPOKEN.get(found.rival, found.rival)
-    if found.p is None or found.value is None or found.reason:
-        return f"not resolved: {who} against {rival} in {found.metric.label}: {found.reason}"
-    unit = "" if found.metric.label[0].isupper() or found.metric.bounds[1] != 100 else "points of "
-    value = rounded(found.value, found.low, found.high, signed=True)
-    measured = f"{value} {unit}{found.metric.label}"
-    if found.metric.higher_is_better is False:
-        measured += ", where lower is better"
-    if found.low is not None and found.high is not None:
-        measured += f" (95 % CI {_ends(found.low, found.high)}, n={found.n})"
-    if not found.resolved:
-        return f"not resolved: {who} against {rival} is {measured}{_outlook(found)}"
-    return f"{who} {'beats' if gain > 0 else 'loses to'} {rival} by {measured}"
-
-
-def _outlook(found: Difference) -> str:
-    """What these rows can resolve, and what it would take."""
-    if not found.detectable:
-        return ""
-    smallest = rounded(found.detectable, found.low, found.high)
-    text = f"; these rows resolve about {smallest} or more"
-    if found.more_rows is not None:
-        text += f", a difference of this size takes about {found.more_rows:,} more rows"
-    return text
-
-
 def decimals(low: float | None, high: float | None, default: int) -> int:
     """Decimals that an interval supports: two significant digits of its half width, at most 4."""
     if low is None or high is None or not high > low:
@@ -324,7 +297,8 @@ def rounded(
     return text if float(text) else text.lstrip("+-")
 
 
-def _ends(low: float, high: float) -> str:
+def interval_text(low: float, high: float) -> str:
+    """Both ends with the decimals that their distance supports."""
     return f"{rounded(low, low, high)} to {rounded(high, low, high)}"
 
 
@@ -333,9 +307,10 @@ def _expanded(n: int) -> float:
     return float(stdtrit(n - 1, 1 - LEVEL / 2)) * math.sqrt(n / (n - 1))
 
 
-def _resample(rows: RowScores, weights: Array) -> Array:
+def _resample(rows: RowScores, count: int) -> Array:
     """Scores of the resamples; one whose rows count nothing has the score of the sample."""
-    scores = rows.metric.reduce(weights @ rows.statistics, rows.n)
+    sums = [weights @ rows.statistics for weights in resamples(rows.n, count)]
+    scores = rows.metric.reduce(np.concatenate(sums), rows.n)
     scores[~np.isfinite(scores)] = rows.value
     return scores
 

@@ -13,6 +13,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from retone.chat_template import ChatTemplate
 from retone.conversation import Message
+from retone.data.batching import common_prefix
+from retone.models.partial import has_plain_cache, prefix_cache
 
 Messages = Sequence[Message]
 
@@ -119,8 +121,10 @@ class Engine:
         answers: dict[int, Answer] = {}
         for start in range(0, len(order), self.batch_size):
             picked = order[start : start + self.batch_size]
-            ids, mask = self._padded([encoded[index] for index in picked])
-            output = self._generate(ids, mask, sampling)[:, ids.shape[1] :]
+            rows = [encoded[index] for index in picked]
+            shared = self._shared_prefix(rows)
+            ids, mask = self._padded(rows, shared)
+            output = self._generate(ids, mask, sampling, shared=shared)[:, ids.shape[1] :]
             for index, row in zip(picked, output.tolist(), strict=True):
                 answers[index] = self._parse(row)
         return [answers[index] for index in range(len(prompts))]
@@ -130,12 +134,23 @@ class Engine:
         length = ends[0] + 1 if ends else len(ids)
         return Answer(self.template.parse(ids[:length]), length, bool(ends))
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask, padded on the left: [batch, seq]."""
+    def _shared_prefix(self, rows: Sequence[tuple[int, ...]]) -> int:
+        """Leading tokens that are computed once for all rows; the last token is each row's own."""
+        if len(rows) < 2 or not has_plain_cache(self.model):
+            return 0
+        return min(common_prefix(rows), min(map(len, rows)) - 1)
+
+    def _padded(
+        self, rows: Sequence[Sequence[int]], shared: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask, padded between the shared prefix and the rest: [batch, seq]."""
         longest = max(map(len, rows))
         pad = self.template.stop_id
-        ids = [[pad] * (longest - len(row)) + list(row) for row in rows]
-        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+        ids, mask = [], []
+        for row in rows:
+            missing = longest - len(row)
+            ids.append([*row[:shared], *[pad] * missing, *row[shared:]])
+            mask.append([1] * shared + [0] * missing + [1] * (len(row) - shared))
         device = self.model.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
@@ -146,12 +161,13 @@ class Engine:
         mask: torch.Tensor,
         sampling: Sampling,
         *,
+        shared: int = 0,
         streamer: TextIteratorStreamer | None = None,
         stop: Event | None = None,
     ) -> torch.Tensor:
         """Prompt and answer ids [batch, seq + new]."""
         greedy = sampling.temperature == 0
-        picking = (
+        picking: dict[str, Any] = (
             {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
             if greedy
             else {
@@ -163,6 +179,9 @@ class Engine:
         )
         torch.manual_seed(sampling.seed)
         criteria = StoppingCriteriaList([_StopWhen(stop)] if stop else [])
+        if shared:
+            cache = prefix_cache(self.model, ids[:1, :shared], len(ids))
+            picking["past_key_values"] = cache
         output: torch.Tensor = self.model.generate(
             input_ids=ids,
             attention_mask=mask,

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from retone.batch import Batch
+from retone.models.partial import has_plain_cache
 
 
 class FusedLora(torch.autograd.Function):
@@ -83,28 +82,6 @@ def fused_lora(model: nn.Module) -> Iterator[int]:
             del layer.forward  # the class's own method shows again
 
 
-@contextmanager
-def head_only_at(model: Any, index: Tensor) -> Iterator[None]:
-    """Let only some positions through the output head inside the block.
-
-    The logits come out as [1, positions, vocabulary], whatever else the model does to them.
-
-    Args:
-        model: a transformers causal language model.
-        index: int64 [positions] into the flattened [batch * seq].
-    """
-
-    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0]  # [batch, seq, hidden]
-        return (hidden.reshape(-1, hidden.shape[-1])[index].unsqueeze(0), *args[1:])
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def shared_prefix(model: Any, batch: Batch) -> int:
     """Number of leading tokens that may be computed once for all rows of the batch.
 
@@ -112,33 +89,10 @@ def shared_prefix(model: Any, batch: Batch) -> int:
     be exact: a trained token in the prefix, a cache that forgets (sliding windows), or a wrapped
     model that expects one forward per backward (DDP).
     """
-    if batch.rows < 2 or hasattr(model, "module") or not _plain_cache(model):
+    if batch.rows < 2 or hasattr(model, "module") or not has_plain_cache(model):
         return 0
     same = (batch.input_ids == batch.input_ids[:1]).all(dim=0) & batch.attention_mask.bool().all(0)
     shared = int(same.long().cumprod(dim=0).sum())
     trained = batch.loss_weights.any(dim=0).long()
     # The position before a trained token has to stay outside: its logits are needed per row.
     return max(0, min(shared, int(trained.argmax()) - 1)) if bool(trained.any()) else 0
-
-
-def _plain_cache(model: Any) -> bool:
-    layers = DynamicCache(config=model.config).layers
-    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
-
-
-def prefix_cache(model: Any, prefix: Tensor, rows: int) -> DynamicCache:
-    """Keys and values of a prefix, computed once and shown to every row; gradients flow through.
-
-    Args:
-        model: a causal language model for which `shared_prefix` is not 0.
-        prefix: int64 [1, shared].
-        rows: rows of the batch.
-    """
-    cache = DynamicCache(config=model.config)
-    nothing = torch.empty(0, dtype=torch.long, device=prefix.device)
-    with head_only_at(model, nothing):
-        model(input_ids=prefix, past_key_values=cache, use_cache=True)
-    for layer in cache.layers:
-        layer.keys = layer.keys.expand(rows, -1, -1, -1)  # [batch, heads, shared, head_dim]
-        layer.values = layer.values.expand(rows, -1, -1, -1)
-    return cache

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from retone.batch import Batch, EncodedRow
 from retone.config import TrainSection
@@ -31,7 +32,7 @@ from retone.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
-from retone.training.losses import cross_entropy
+from retone.training.losses import batch_loss
 from retone.training.optim import adamw, rate_at
 
 Listener = Callable[[dict[str, Any]], None]  # gets each line of metrics.jsonl
@@ -165,33 +166,6 @@ def fit(
     )
 
 
-def batch_loss(model: Any, batch: Batch, *, fast: bool) -> tuple[Tensor, Tensor]:
-    """(weighted sum of the losses in nats, sum of the weights) of one batch.
-
-    `fast` computes a prefix that all rows share once, and sends only the positions that predict a
-    trained token through the output head; its plain twin computes everything and then picks.
-    """
-    shared = kernels.shared_prefix(model, batch) if fast else 0
-    # Position i predicts token i + 1, so weights and targets move one to the left.
-    weights = torch.nn.functional.pad(batch.loss_weights[:, 1:], (0, 1))[:, shared:].flatten()
-    targets = torch.roll(batch.input_ids, -1, dims=1)[:, shared:].flatten()  # [batch * seq]
-    index = weights.nonzero().squeeze(-1)  # [positions]
-    inputs = {
-        "input_ids": batch.input_ids[:, shared:],
-        "attention_mask": batch.attention_mask,
-        "use_cache": shared > 0,
-    }
-    if shared:
-        prefix = batch.input_ids[:1, :shared]
-        inputs["past_key_values"] = kernels.prefix_cache(model, prefix, batch.rows)
-    if fast:
-        with kernels.head_only_at(getattr(model, "module", model), index):
-            logits = model(**inputs).logits[0]  # [positions, vocabulary]
-    else:
-        logits = model(**inputs).logits.flatten(0, 1)[index]
-    return cross_entropy(logits, targets[index], weights[index])
-
-
 @torch.no_grad()
 def evaluation_loss(model: Any, data: FitData, train: TrainSection, device: torch.device) -> float:
     """Mean loss over the validation rows, in nats per trained token."""
@@ -209,22 +183,26 @@ def evaluation_loss(model: Any, data: FitData, train: TrainSection, device: torc
 def _forward_batches(
     rows: Sequence[EncodedRow], train: TrainSection, pad_id: int
 ) -> Iterator[Batch]:
-    limits = {"most_rows": train.micro_batch_size, "most_tokens": train.micro_batch_tokens}
-    return micro_batches(rows, pad_id, **limits)
+    return micro_batches(
+        rows, pad_id, most_rows=train.micro_batch_size, most_tokens=train.micro_batch_tokens
+    )
 
 
 def peak_memory() -> int:
     """Most bytes held: by the GPU's allocator, else by this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    try:
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux's ru_maxrss also counts the parent's memory at the time of exec
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.MULTILINE)
+        return int(peak[1]) * 1024 if peak else 0
+    if sys.platform == "darwin":
         import resource
-    except ImportError:  # Windows
-        import psutil
 
-        return int(psutil.Process().memory_info().peak_wset)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if torch.backends.mps.is_available() else 1024)  # macOS counts bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    import psutil
+
+    return int(psutil.Process().memory_info().peak_wset)  # Windows
 
 
 def _step_rows(

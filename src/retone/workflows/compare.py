@@ -13,7 +13,8 @@ from retone import console
 from retone.errors import InputError
 from retone.evaluation.metrics import METRICS, row_scores, sentence_scores
 from retone.evaluation.report import ReportData, render_report
-from retone.evaluation.statistics import Difference, adjust, difference, score, verdict
+from retone.evaluation.statistics import Difference, adjust, difference, score
+from retone.evaluation.verdict import verdict
 from retone.run_dir import Run, find_run, fingerprint, read_json, read_jsonl, runs_root, write_whole
 from retone.workflows.report import commands, settings
 

@@ -16,8 +16,9 @@ from retone.data.sources import source_path
 from retone.errors import CheckFailed, InputError, nearest
 from retone.evaluation.candidates import Candidate, answer_all, candidates
 from retone.evaluation.metrics import METRICS, Metric, RowScores, row_scores, sentence_scores
-from retone.evaluation.statistics import Difference, adjust, difference, score, verdict
+from retone.evaluation.statistics import Difference, adjust, difference, score
 from retone.evaluation.style import written_instruction
+from retone.evaluation.verdict import verdict
 from retone.inference.engine import Answer
 from retone.run_dir import (
     Run,

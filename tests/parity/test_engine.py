@@ -1,0 +1,86 @@
+"""Batches with a shared prefix answer and score as every row alone does (float32, tiny models)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from retone.chat_template import ChatTemplate
+from retone.conversation import Conversation, Message
+from retone.data.batching import collate, common_prefix, micro_batches
+from retone.evaluation.candidates import reference_likelihoods
+from retone.inference.engine import Engine, Sampling
+from retone.training.losses import row_losses
+
+SYSTEM = Message("system", "Rewrite the sentence as Yoda would say it.")
+SAID = ["The cat sleeps.", "Who plays the old piano at the window while rain taps?", "A dog ran."]
+
+
+def engine(attention: str = "sdpa", **settings: Any) -> Engine:
+    model = tiny.model(initializer_range=0.3, **settings)
+    model.config._attn_implementation = attention
+    return Engine(model, tiny.tokenizer(), ChatTemplate(tiny.tokenizer(), name="tiny"))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_batch_answers_as_each_prompt_alone(attention: str) -> None:
+    asked = engine(attention)
+    prompts = [[SYSTEM, Message("user", text)] for text in SAID]
+    encoded = [asked.template.prompt_ids(prompt) for prompt in prompts]
+    assert asked._shared_prefix(encoded) > 20
+    sampling = Sampling(max_new_tokens=12)
+    alone = [asked.tuned([prompt], sampling)[0] for prompt in prompts]
+    assert asked.tuned(prompts, sampling) == alone
+    assert len({answer.text for answer in alone}) == len(alone)
+
+
+def test_prompts_that_are_each_others_beginning() -> None:
+    """The last token of every prompt stays its own, or there would be nothing to predict from."""
+    asked = engine()
+    ids = asked.template.prompt_ids([Message("user", SAID[0])])
+    assert asked._shared_prefix([ids, ids]) == len(ids) - 1
+    assert asked._shared_prefix([ids, ids[:5]]) == 4
+    assert asked._shared_prefix([ids]) == 0
+    same = asked.tuned([[Message("user", SAID[0])]] * 2, Sampling(max_new_tokens=6))
+    assert same[0] == same[1] == asked.tuned([[Message("user", SAID[0])]], Sampling(6))[0]
+
+
+def test_common_prefix() -> None:
+    assert common_prefix([(1, 2, 3), (1, 2, 4, 5), (1, 2)]) == 2
+    assert common_prefix([(1, 2), (1, 2)]) == 2
+    assert common_prefix([(1,), (2,)]) == 0
+
+
+def test_references_in_batches_cost_what_each_costs_alone() -> None:
+    asked = engine()
+    answers = ["Sleeps, the cat does.", "At the window, who plays, hmm?", "Ran, a dog did. Ran."]
+    rows = [
+        Conversation((SYSTEM, Message("user", a), Message("assistant", b)))
+        for a, b in zip(SAID, answers, strict=True)
+    ]
+    together = reference_likelihoods(asked, rows, tuned=True, rephrase=tuple)
+    for row, (nats, tokens, size) in zip(rows, together, strict=True):
+        ((alone, count, length),) = reference_likelihoods(asked, [row], tuned=True, rephrase=tuple)
+        assert (tokens, size) == (count, length)
+        assert nats == pytest.approx(alone, rel=1e-5)
+    assert reference_likelihoods(asked, [], tuned=True, rephrase=tuple) == []
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_row_losses_are_those_of_the_rows(fast: bool) -> None:
+    model, rows = tiny.model(initializer_range=0.3), tiny.rows(6)
+    with torch.no_grad():
+        together = row_losses(model, collate(rows, pad_id=0), fast=fast)
+        alone = [row_losses(model, collate([row], pad_id=0), fast=fast) for row in rows]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_shared_tokens_do_not_count_against_the_limit() -> None:
+    rows = tiny.rows(8, shortest=20, longest=20)
+    sizes = [b.rows for b in micro_batches(rows, 0, most_rows=None, most_tokens=40)]
+    assert sizes == [2, 2, 2, 2]
+    sizes = [b.rows for b in micro_batches(rows, 0, most_rows=None, most_tokens=40, shared=10)]
+    assert sizes == [4, 4]
