@@ -42,8 +42,10 @@ def facts(result: dict[str, Any]) -> dict[str, Any]:
     training = json.loads((directory / "training.json").read_text())
     resolved = json.loads((directory / "resolved.json").read_text())
     manifest = json.loads((directory / "manifest.json").read_text())
+    stored = json.loads((directory / "evaluation" / "scores.json").read_text())
     return {
         "verdict": result["verdict"],
+        "headline": stored["headline"],
         "scores": result["scores"],
         "differences": result["differences"],
         "signatures": result["signatures"],
