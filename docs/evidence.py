@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from retone.evaluation.metrics import METRICS
+
 REQUIRED = ("date", "commit", "versions", "machine")
 ORIGIN = {*REQUIRED, "changed_files", "python"}
 OWN_FORM = {*ORIGIN, "scores", "differences", "signatures", "examples"}
@@ -202,18 +204,20 @@ def results_block(proofs: dict[str, dict[str, Any]], benchmarks: dict[str, dict[
 
 
 def evidence_table(proofs: dict[str, dict[str, Any]]) -> str:
-    """One line for each proof file with scores."""
-    scored = {name: proof for name, proof in proofs.items() if "bleu" in _tuned(proof)}
+    """One line for each proof file with scores, under its headline metric."""
+    scored = {name: proof for name, proof in proofs.items() if "tuned" in proof.get("scores", {})}
     if not scored:
         return NO_SCORES
-    titles = ("copy", "base", "prompted", "**tuned**", "rows", "minutes in all", "machine")
-    lines = [f"| BLEU on held-out rows | {' | '.join(titles)} |", "|---" * 8 + "|"]
+    titles = ("metric", "copy", "base", "prompted", "**tuned**", "rows", "minutes", "machine")
+    lines = [f"| held-out rows of | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name, proof in scored.items():
-        scores, machine = proof["scores"], proof["machine"]
-        *others, tuned = (score(scores.get(who, {}).get("bleu")) for who in CANDIDATES)
+        scores, machine, metric = proof["scores"], proof["machine"], proof["headline"]
+        *others, tuned = (score(scores.get(who, {}).get(metric)) for who in CANDIDATES)
         minutes = f"{sum(proof['seconds'].values()) / 60:.1f}"
         where = f"{machine['name']}, {machine['cores']} cores"
-        cells = (*others, f"**{tuned}**", str(_tuned(proof)["bleu"]["n"]), minutes, where)
+        rows = str(scores["tuned"][metric]["n"])
+        label = METRICS[metric].label
+        cells = (label, *others, f"**{tuned}**", rows, minutes, where)
         lines.append(f"| [{name}](docs/results.md#{name}) | {' | '.join(cells)} |")
     notes = dict.fromkeys(proof["base_model"] for proof in scored.values() if "base_model" in proof)
     return "\n".join([*lines, *(f"\nBase model: {note}" for note in notes)])
@@ -233,8 +237,3 @@ def speed_sentence(benchmarks: dict[str, dict[str, Any]]) -> str:
         "([how](docs/results.md#train_cpu))."
     ).format(", ".join(ran) or "its peers", *values)
     return "\n".join(textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False))
-
-
-def _tuned(proof: dict[str, Any]) -> dict[str, Any]:
-    tuned: dict[str, Any] = proof.get("scores", {}).get("tuned", {})
-    return tuned

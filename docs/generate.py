@@ -26,8 +26,9 @@ from typing import Any
 from typer.main import get_command
 
 from evidence import MADE_BY, read_proofs, results_block, results_page
+from format_table import formats_page
 from retone.cli import app, main
-from retone.config import Recipe, describe_fields
+from retone.config import Recipe, SourceSection, describe_fields
 from retone.models.locate import model_table
 from retone.planning import DataFacts, Machine, ModelFacts, resolve
 
@@ -61,6 +62,8 @@ def kind_of(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         kinds = [kind_of(option) for option in schema["anyOf"] if option.get("type") != "null"]
         return " or ".join(kinds)
+    if "$ref" in schema:
+        return "table"
     if "const" in schema or "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     names = {"string": "text", "boolean": "true, false", "object": "table", "array": "list of"}
@@ -75,7 +78,7 @@ def kind_of(schema: dict[str, Any]) -> str:
 def filled_fields() -> set[str]:
     """The fields that `planning.resolve` fills where a recipe leaves them open."""
     machine = Machine("cpu", "any", cores=1, memory_bytes=8 * 10**9)
-    data = DataFacts(rows=100, longest_row=50, longest_answer=20, copies_prompt=False)
+    data = DataFacts(rows=100, longest_row=50, longest_answer=20, task=("chat", ""))
     recipe = Recipe.model_validate({"data": {"train": "rows.csv"}})
     return set(resolve(recipe, machine, data, ModelFacts(parameters=10**8, context=2048)).chosen)
 
@@ -102,9 +105,24 @@ def cli_page() -> str:
     ]  # fmt: skip
     for field, _, default, sentence in describe_fields():
         shown = "*filled*" if field in filled else _default(default)
-        row = (f"`{field}`", kinds[field], shown, " ".join(sentence.split()))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        lines.append(field_row(field, kinds[field], shown, sentence))
+    lines += [
+        "", "## Fields of a source", "",
+        "`data.train` and `data.test` are a path, or tables `[[data.train]]` with these fields.",
+        "",
+        "| field | values | default | meaning |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for name, info in SourceSection.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        shown = "required" if info.is_required() else _default(repr(default))
+        lines.append(field_row(name, kinds[f"source.{name}"], shown, info.description or ""))
     return "\n".join(lines) + "\n"
+
+
+def field_row(name: str, kind: str, default: str, sentence: str) -> str:
+    """A row of a table of recipe fields."""
+    row = (f"`{name}`", kind, default, " ".join(sentence.split()))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
 
 def _default(text: str) -> str:
@@ -159,8 +177,11 @@ def documents(root: Path) -> dict[Path, str]:
     _, found_end, after = rest.partition(END)
     if not (found_start and found_end):
         raise SystemExit(f"docs/generate.py: README.md lacks {START} or {END}")
+    shared = root.parent / "shared"
+    formats = {root / "docs" / "formats.md": formats_page(shared)} if shared.is_dir() else {}
     block = f"{START}\n{results_block(proofs, benchmarks)}\n{END}"
     return {
+        **formats,
         root / "README.md": before + block + after,
         root / "docs" / "cli.md": cli_page(),
         root / "docs" / "dependencies.md": dependencies_page(root),

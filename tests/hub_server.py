@@ -1,4 +1,4 @@
-"""A model hub on 127.0.0.1 for tests: the few routes of the hub's HTTP API that a download uses."""
+"""A hub on 127.0.0.1 for tests: the few routes of the hub's HTTP API that a download uses."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class HubRepo:
 class HubServer:
     """`with HubServer({"org/name": HubRepo(...)}) as hub:` serves at `hub.url`.
 
+    The names of datasets begin with `datasets/`, as in the paths of the hub's pages.
     `hub.requests` lists the method and path of every request so far.
     """
 
@@ -84,9 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server_hub.requests.append((self.command, path))
-        is_api = path.startswith("/api/models/")
-        parts = path.removeprefix("/api/models/").strip("/").split("/")
-        repo_id, rest = "/".join(parts[:2]), parts[2:]
+        is_api = path.startswith("/api/")
+        parts = path.removeprefix("/api").removeprefix("/models").strip("/").split("/")
+        length = 3 if parts[0] == "datasets" else 2
+        repo_id, rest = "/".join(parts[:length]), parts[length:]
         repo = self.server_hub.repos.get(repo_id)
         if repo is None:
             self._send(404, headers={"X-Error-Code": "RepoNotFound"})
@@ -100,7 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps(entries).encode())
         elif is_api:
             siblings = [{"rfilename": name, "size": len(d)} for name, d in repo.files.items()]
-            info = {"id": repo_id, "sha": repo.commit, "siblings": siblings, "private": False}
+            plain_id = repo_id.removeprefix("datasets/")
+            info = {"id": plain_id, "sha": repo.commit, "siblings": siblings, "private": False}
             self._send(200, json.dumps(info).encode())
         elif repo.gated:
             self._send(401, headers={"X-Error-Code": "GatedRepo"})

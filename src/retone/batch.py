@@ -36,7 +36,7 @@ class EncodedRow:
     @property
     def trained(self) -> int:
         """Number of tokens that enter the loss."""
-        return sum(weight != 0 for weight in self.loss_weights)
+        return len(self.loss_weights) - self.loss_weights.count(0.0)
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,20 @@ def new_verb(
     return partial(new, path, source=source)
 
 
+@app.command("import")
+def import_verb(
+    file: Annotated[Path, typer.Argument(help="Training YAML of Axolotl or LlamaFactory.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The recipe to write, ending in .toml.")
+    ] = None,
+    json: Json = False, debug: Debug = False,
+) -> Call:  # fmt: skip
+    """Turn another tool's training YAML into a recipe, and list what has no counterpart."""
+    from retone.workflows.import_recipe import import_recipe
+
+    return partial(import_recipe, file, output=output)
+
+
 @app.command("inspect")
 def inspect_verb(
     what: Annotated[str, typer.Argument(metavar="RECIPE|DATA", help="What to look at.")],

@@ -7,6 +7,7 @@ reason for each; nothing else changes a recipe. Loads without torch.
 from __future__ import annotations
 
 import math
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -18,6 +19,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from retone.errors import InputError, nearest
 
 BUNDLED = "bundled:"  # prefix of the paths of data that ships with the package
+HUB = "hub:"  # prefix of the ids of datasets on the Hugging Face Hub
+STDIN = "-"
 
 
 def _finite(value: float) -> float:
@@ -48,29 +51,83 @@ class ModelSection(Section):
     """Type of the frozen weights; auto: bfloat16 where this device multiplies faster in it."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """Attention of the model; auto: eager for short rows on a CPU, sdpa otherwise."""
+    template: str = "auto"
+    """auto: the model's own chat template; else a prompt style (chatml, zephyr, llama2, llama3,
+    phi3, gemma, alpaca) for a model without one, or the path of a Jinja file."""
+
+
+class SourceSection(Section):
+    """[[data.train]] and [[data.test]]: one of several sources."""
+
+    path: str = Field(min_length=1)
+    """A file (JSON, JSONL, CSV, TSV, Parquet, text; also .gz, .zst, .zip), a folder, a glob, a
+    saved datasets folder, - for stdin, bundled:DATASET/FILE, or hub:ORG/NAME."""
+    format: str = "auto"
+    """Row shape; auto: found from the rows."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role -> column, for example prompt and completion; found by name when left out."""
+    name: str | None = None
+    """Configuration of a hub dataset."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset; the commit found is recorded."""
+    split: str = "train"
+    """Split of a hub dataset or of a saved datasets folder."""
+    sample: Annotated[int, Field(gt=0)] | Annotated[Finite, Field(gt=0, lt=1)] | None = None
+    """Keep so many rows, or this share of them, picked by content hash."""
+    weight: Positive | None = None
+    """Share of the mixture: sources with weights are cut down to these proportions."""
+    repeat: Annotated[int, Field(gt=0)] = 1
+    """Times that each row is trained on in an epoch."""
 
 
 class DataSection(Section):
     """[data]: what it is tuned on and tested on."""
 
-    train: str = Field(min_length=1)
-    """Training file (JSONL, JSON, CSV, TSV), relative to the recipe, or bundled:DATASET/FILE."""
-    columns: dict[Literal["prompt", "completion"], str] = Field(default_factory=dict)
-    """Which columns hold prompt and completion; found by name when left out."""
-    test: str | None = None
-    """Held-out file of the same shape. Left out: `eval_fraction` of the training rows."""
+    train: str | list[SourceSection] = Field(min_length=1)
+    """Training file, folder, glob or hub dataset (as a source's path), or [[data.train]] tables."""
+    format: str = "auto"
+    """Row shape of sources that name none; auto: found from the rows."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Role -> column for sources that name none; found by name when left out."""
+    values: dict[str, str] = Field(default_factory=dict)
+    """What placeholders such as {{name}} in the rows stand for."""
+    bad_rows: Literal["error", "drop"] = "error"
+    """Rows that cannot be read or converted: an error that names them, or a counted drop."""
+    test: str | list[SourceSection] | None = None
+    """Held-out file or sources. Left out: `eval_fraction` of the training rows."""
     eval_fraction: Annotated[Finite, Field(gt=0, lt=1)] = 0.1
     """Share of the training rows held out when there is no test file, picked by content hash."""
     validation_fraction: Annotated[Finite, Field(ge=0, lt=1)] = 0.05
     """Share of the training rows that picks the best weights; test rows never steer training."""
-    task: Literal["auto", "rewrite", "chat"] = "auto"
-    """rewrite: the answer restates the prompt, so copying it is a baseline; auto: from the data."""
+    split_by: str | None = None
+    """Column of a topic or group: rows that share its value fall on the same side of a split."""
+    deduplicate: Literal["near", "exact", "none"] = "near"
+    """Which repeated rows are dropped, within and across sources; near: MinHash similarity."""
+    train_on: Literal["all", "last", "everything"] = "all"
+    """Trained turns: all assistant turns, only the last one, or every token."""
+    task: Literal["auto", "rewrite", "chat", "qa", "structured"] = "auto"
+    """What a good answer is. rewrite restates the prompt (copying it is a baseline), qa has
+    keywords, structured is JSON; auto: from the data."""
     system: str | None = None
     """System prompt put before every conversation that has none."""
     showcase: list[str] = Field(default_factory=list)
     """Prompts whose answers before and after are shown; filled from the test rows when empty."""
     max_length: Annotated[int, Field(gt=0)] | None = None
     """Longest row in tokens; left out: the longest row of the data, within the model's context."""
+
+    def sources(self, split: Literal["train", "test"]) -> list[SourceSection]:
+        """The sources of a split, each with the section's format and columns where it has none."""
+        given = self.train if split == "train" else self.test
+        found = [SourceSection(path=given)] if isinstance(given, str) else given or []
+        return [
+            source.model_copy(
+                update={
+                    "format": self.format if source.format == "auto" else source.format,
+                    "columns": source.columns or self.columns,
+                }
+            )
+            for source in found
+        ]
 
 
 class MethodSection(Section):
@@ -145,6 +202,8 @@ class EvaluateSection(Section):
     """Score only the first so many test rows."""
     instruction: str | None = None
     """System prompt of the prompted baseline; left out: written from the training rows."""
+    group_by: str = "group"
+    """Column of the test rows; where its values differ, each gets scores of its own."""
 
 
 class Recipe(Section):
@@ -205,7 +264,7 @@ def load_recipe(
         raise InputError(
             "the recipe is not valid TOML", f"{path}: {error}", "mend that line", "broken-recipe"
         ) from error
-    _anchor_paths(values.get("data"), path.parent)
+    _anchor_paths(values, path.parent)
     return complete_recipe(values, str(path), flags=flags, sets=sets)
 
 
@@ -221,7 +280,7 @@ def complete_recipe(
     overrides += [_parse_set(item) for item in sets]
     for field, value in overrides:
         _override(values, field, value)
-    _anchor_paths(values.get("data"), Path.cwd())
+    _anchor_paths(values, Path.cwd())
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -233,14 +292,28 @@ def complete_recipe(
         ) from error
 
 
-def _anchor_paths(data: Any, folder: Path) -> None:
-    """Make the data paths of a recipe absolute, in place."""
+def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make the paths of a recipe absolute, in place: its data, and a template that is a file."""
+    model, data = values.get("model"), values.get("data")
+    template = model.get("template") if isinstance(model, dict) else None
+    if isinstance(template, str) and Path(template).suffix:
+        values["model"]["template"] = _anchored(template, folder)
     if not isinstance(data, dict):
         return
     for key in ("train", "test"):
         value = data.get(key)
-        if isinstance(value, str) and value and not value.startswith(BUNDLED):
-            data[key] = str((folder / value).resolve())
+        if isinstance(value, str):
+            data[key] = _anchored(value, folder)
+        for source in value if isinstance(value, list) else ():
+            if isinstance(source, dict) and isinstance(source.get("path"), str):
+                source["path"] = _anchored(source["path"], folder)
+
+
+def _anchored(path: str, folder: Path) -> str:
+    if not path or path == STDIN or path.startswith((BUNDLED, HUB)):
+        return path
+    # Not `resolve`: it fails on a loop of links, which the reader explains better.
+    return os.path.abspath(folder / Path(path).expanduser())
 
 
 def _parse_set(item: str) -> tuple[str, Any]:

@@ -65,7 +65,7 @@ class DataFacts:
     rows: int
     longest_row: int
     longest_answer: int
-    copies_prompt: bool
+    task: tuple[str, str]  # what a good answer is, and why it is taken for that
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,7 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
     fill("model.attention", *_attention(machine, data))
     longest = min(data.longest_row, model.context)
     fill("data.max_length", longest, f"longest row {data.longest_row}, context {model.context}")
-    task = "rewrite" if data.copies_prompt else "chat"
-    fill(
-        "data.task",
-        task,
-        "answers mostly reuse the prompt's words"
-        if data.copies_prompt
-        else "answers mostly use other words than the prompt",
-    )
+    fill("data.task", *data.task)
     fill("method.alpha", 2.0 * recipe.method.rank, "twice the rank")
     fill("train.micro_batch_size", recipe.train.batch_size, "the token limit cuts where needed")
     fill("train.micro_batch_tokens", *_micro_batch_tokens(machine))

@@ -1,7 +1,7 @@
 """A run: a directory that remembers everything. Loads without torch.
 
     runs/<name>/ resolved.json manifest.json template_lock.json metrics.jsonl training.json
-                 data/{train,validation,test}.jsonl data/ledger.json
+                 data/{train,validation,test}.jsonl data/encoded/ data/ledger.json
                  checkpoints/step_000200/ adapter/ evaluation/{scores.json,answers.jsonl}
 
 Files appear whole: written to a temporary name, flushed, renamed.
@@ -112,7 +112,17 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read one JSON object per line."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # Not `splitlines`, which also cuts at the line separators that texts may contain.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that never changes a second name; copied where the disk cannot do that."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def file_sha256(path: Path) -> str:
@@ -159,9 +169,14 @@ class Run:
         return self.path / "metrics.jsonl"
 
     @property
+    def data(self) -> Path:
+        """The prepared data: rows, encoded rows, ledger."""
+        return self.path / "data"
+
+    @property
     def ledger(self) -> Path:
         """Rows and tokens read, trained, masked, cut, dropped."""
-        return self.path / "data" / "ledger.json"
+        return self.data / "ledger.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -200,7 +215,7 @@ class Run:
 
     def split(self, name: str) -> Path:
         """The prepared rows of `train`, `validation` or `test`."""
-        return self.path / "data" / f"{name}.jsonl"
+        return self.data / f"{name}.jsonl"
 
     @property
     def status(self) -> str:
@@ -286,7 +301,9 @@ def newest_run(key: str) -> Run | None:
 
 
 def create_run(name: str, manifest: dict[str, Any], files: dict[str, Any]) -> Run:
-    """Make a new run directory that appears whole: its manifest and the JSON `files` given.
+    """Make a new run directory that appears whole: its manifest and the `files` given.
+
+    A file is given as the JSON that it holds, or as the path of a file that gets a second name.
 
     Takes `name`, or `name-2`, `name-3` ... where that is taken. Raises InputError for a name that
     is not one folder's.
@@ -306,7 +323,9 @@ def create_run(name: str, manifest: dict[str, Any], files: dict[str, Any]) -> Ru
         path = root / f"{name}-{number}"
     with whole_folder(path) as staging:
         for file, value in files.items():
-            writer = write_jsonl if file.endswith(".jsonl") else write_json
-            writer(staging / file, value)
+            if isinstance(value, Path):
+                link_or_copy(value, staging / file)
+            else:
+                write_json(staging / file, value)
         write_json(staging / "manifest.json", manifest)
     return Run(path)

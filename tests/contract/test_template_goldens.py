@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
-from retone.chat_template import RowRejected, pin_date, render_chat
+from retone.rendering import RowRejected, pin_date, render_chat
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "data" / "golden"
 DAY = datetime.date(2025, 7, 10)  # the day on which the one dated text was written
@@ -49,15 +46,9 @@ CPP_SPECIAL = {*CPP_REFUSED, *CPP_SYSTEM_LEFT_OUT}
 
 
 def render(template: str, messages: list[dict[str, Any]], **variables: Any) -> str:
-    """Render with a tokenizer that knows one word and the special tokens of the case."""
-    special = {key: variables.pop(key) for key in ("bos_token", "eos_token") if key in variables}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({"word": 0}, unk_token="word")),
-        **{key: token for key, token in special.items() if token},
-    )
-    # An empty special token is none at all to the tokenizer, and an empty text to the template.
-    variables |= {key: "" for key, token in special.items() if not token}
-    return render_chat(tokenizer, pin_date(template, DAY), messages, **variables)
+    """Render as transformers does: without the keys of a message that are null."""
+    given = [{key: value for key, value in each.items() if value is not None} for each in messages]
+    return render_chat(pin_date(template, DAY), given, **variables)
 
 
 def render_javascript(case: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,15 +150,47 @@ def test_minutes_end_a_run(work: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_inspect_shows_what_is_trained(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = run_json(capsys, "inspect", "my.toml")
-    source, held = told["sources"]
-    assert source["read"] == source["used"] == 15
-    assert held["read"] == held["used"] == 1
-    assert source["tokens"]["trained"] > 0
+    (source,) = told["sources"]
+    assert source["read"] == source["used"] == 18
+    assert (source["rows"], source["validated"], source["tested"]) == (15, 1, 2)
+    assert source["tokens"]["trained"] == told["tokens"]["trained"] > 0
+    assert told["findings"] == []
+    assert told["verdict"] == "15 of 18 samples are trained on; 1 validate, 2 test"
     assert main(["inspect", "my.toml", "--tokens", "2"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("«Sleeps the ") == 2
     assert shown.count("<|im_end|>»") == 2
     assert "«The" not in shown
+
+
+def test_several_sources_and_a_changed_one(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of sources has a ledger each; prepared data is found again until a byte changes."""
+    (work / "more.jsonl").write_text(
+        "".join(
+            json.dumps({"plain": f"A {noun} eats", "styled": f"Eats a {noun}, yes"}) + "\n"
+            for noun in NOUNS
+        )
+    )
+    text = (work / "my.toml").read_text().replace('train = "rows.csv"\n', "")
+    text += '[[data.train]]\npath = "rows.csv"\n[[data.train]]\npath = "more.jsonl"\nsample = 10\n'
+    (work / "my.toml").write_text(text)
+    told = run_json(capsys, "inspect", "my.toml")
+    first, second = told["sources"]
+    assert first["path"].endswith("rows.csv")
+    assert second["dropped"] == {"not-sampled": 8}
+    assert [finding["code"] for finding in told["findings"]] == ["not-sampled"]
+    (folder,) = (work / "runs" / ".prepared").iterdir()
+    assert run_json(capsys, "inspect", "my.toml") == told
+    run_json(capsys, "train", "my.toml", "--set", "train.max_steps=1")
+    run = all_runs()[0]
+    assert len(list((work / "runs" / ".prepared").iterdir())) == 1
+    assert read_json(run.ledger)["sources"] == told["sources"]
+    assert len(read_json(run.manifest)["data_sha256"]["train"]) == 2
+    shutil.rmtree(folder)  # a run needs nothing of it
+    run_json(capsys, "train", "my.toml", "--set", "train.max_steps=1", "--resume")
+    with (work / "more.jsonl").open("a") as file:
+        file.write('{"plain": "A wolf eats", "styled": "Eats a wolf, yes"}\n')
+    assert run_json(capsys, "inspect", "my.toml")["sources"][1]["read"] == 19
 
 
 def test_rows_that_do_not_fit_are_counted(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from retone.cli import main
-from retone.run_dir import read_json, write_json
+from retone.run_dir import all_runs, read_json, write_json
 
 GOOD = '{"prompt": "The cat sleeps.", "completion": "Sleeps, the cat does."}\n'
 RECIPE = """
@@ -107,28 +107,29 @@ def test_broken_toml(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("rows.jsonl", b"\n\n", "has no rows"),
         ("rows.jsonl", b'{"prompt": "caf\xe9"}', "line 1: byte 0xe9"),
         ("rows.jsonl", b'{"prompt": 1}\n{"prom\n[1]\n', "line 2: not JSON"),
-        ("rows.jsonl", b'{"text": "hello"}\n', "columns text"),
+        ("rows.jsonl", b'{"a": 1}\n', "columns a"),
+        ("rows.jsonl", b'{"text": "hello"}\n', "there are no test rows"),
         (
             "rows.jsonl",
             GOOD.encode() + b'{"prompt": "x", "completion": "  "}\n',
-            "row 2: field completion: empty",
+            "rows.jsonl, line 2: field completion: empty",
         ),
         (
             "rows.jsonl",
             GOOD.encode() + b'{"prompt": "x"}\n',
-            "row 2: field completion: text is expected, found nothing",
+            "line 2: field completion: text is expected, found nothing",
         ),
         (
             "rows.jsonl",
             b'{"messages": [{"role": "user", "content": "x"}]}\n',
-            "row 1: field messages: no assistant turn",
+            "no-assistant-turn: 1; rows.jsonl, row 1: 2 messages, none by the assistant",
         ),
         (
             "rows.jsonl",
             b'{"messages": [{"role": "boss", "content": "x"}]}\n',
             "messages[0].role: found 'boss'",
         ),
-        ("rows.json", b'{"prompt": "x"}', "a list of objects is expected, found dict"),
+        ("rows.json", b'{"prompt": "x"}', "rows.json, row 1: 2 messages, none by the assistant"),
         ("rows.csv", b"prompt,completion\na,b,c\n", "line 2: 3 values for 2 columns"),
         ("rows.xlsx", b"PK", "ending '.xlsx'"),
     ],
@@ -141,15 +142,16 @@ def test_wrong_data(
         (work / name).write_bytes(content)
     told = fails(["run", "my.toml", "--train", name], capsys, 2)
     assert expected in told
-    assert not (work / "runs").exists()
+    assert all_runs() == []
+    assert not list(work.glob("runs/.prepared/.*"))  # nothing half prepared
 
 
 def test_every_broken_row_is_counted(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (work / "rows.jsonl").open("a") as file:
         file.write('{"prompt": "x", "completion": 3}\n' * 7)
     told = fails(["inspect", "my.toml"], capsys, 2)
-    assert "7 rows of the data file" in told
-    assert "row 13: field completion: text is expected, found 3" in told
+    assert "7 rows of the data" in told
+    assert "line 13: field completion: text is expected, found 3" in told
     assert "(+2 more)" in told
 
 

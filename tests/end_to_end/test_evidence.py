@@ -17,7 +17,7 @@ from retone.conversation import Conversation, Message
 from retone.evaluation.candidates import answer_all, candidates, copy_prompt
 from retone.evaluation.style import style_markers, written_instruction
 from retone.inference.engine import Answer, Engine, Sampling
-from retone.run_dir import Run, read_json, read_jsonl
+from retone.run_dir import Run, all_runs, read_json, read_jsonl
 
 RECIPE = """
 model.name = "{base}"
@@ -125,7 +125,7 @@ def test_no_rows_no_score(work: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (work / "my.toml").write_text((work / "my.toml").read_text().replace('test = "test.jsonl"', ""))
     told = as_json(capsys, "run", "my.toml", code=2)
     assert told["error"]["code"] == "no-rows"
-    assert not (work / "runs").exists()  # known before anything is trained
+    assert all_runs() == []  # known before anything is trained
 
 
 def test_one_test_row_gets_words_not_an_interval(
@@ -148,7 +148,7 @@ def test_long_validation_rows_set_the_length(
         row = {"prompt": f"Dog {number} " + "and on " * 30, "completion": "Home"}
         (work / "rows.jsonl").write_text("".join(lines) + json.dumps(row) + "\n")
         told = as_json(capsys, "inspect", "my.toml")
-        assert sum(source["used"] for source in told["sources"]) == 13
+        assert sum(source["used"] - source["tested"] for source in told["sources"]) == 13
 
 
 def engine() -> Engine:

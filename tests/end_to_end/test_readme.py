@@ -76,12 +76,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base = tiny.folder(tmp_path / "base")
     bundled = (ROOT / "src/retone/datasets/yoda/train.jsonl").read_text().splitlines()
     (tmp_path / "few.jsonl").write_text("\n".join(bundled[:12]) + "\n")
+    (tmp_path / "held.jsonl").write_text("\n".join(bundled[12:24]) + "\n")
     real = retone.config.load_recipe
 
     def quick(name: str, *, flags: Mapping[str, Any] | None, sets: Sequence[str]) -> Any:
         small = dict(flags or {}, model=str(base))
         if name == "yoda":
-            small |= {"train": str(tmp_path / "few.jsonl"), "test": str(tmp_path / "few.jsonl")}
+            small |= {"train": str(tmp_path / "few.jsonl"), "test": str(tmp_path / "held.jsonl")}
         return real(name, flags=small, sets=[*sets, *QUICK])
 
     for verb in ("run", "train", "inspect"):
@@ -166,6 +167,10 @@ def abridged(value: Any) -> Any:
             who: {metric: by[metric] for metric in METRICS_SHOWN if metric in by}
             for who, by in short[name].items()
         }
+    if "groups" in short:
+        short["groups"] = {
+            group: {"tuned": {"chrf": by["tuned"]["chrf"]}} for group, by in short["groups"].items()
+        }
     if "signatures" in short:
         short["signatures"] = {name: short["signatures"][name] for name in METRICS_SHOWN}
     if "seeds" in short:
@@ -205,13 +210,19 @@ def real_objects(work: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, An
         'validation_fraction = 0.2\nshowcase = ["Hello there."]\n[train]\nlearning_rate = 0.3\n'
     )
     (work / "my.toml").write_text(recipe)
+    (work / "axolotl.yaml").write_text(
+        "base_model: HuggingFaceTB/SmolLM2-135M-Instruct\nadapter: lora\nlora_r: 8\n"
+        "datasets:\n  - path: rows.csv\n    type: completion\nmicro_batch_size: 4\n"
+        "num_epochs: 2\nflash_attention: true\n"
+    )
     animals = ("cat", "dog", "bird", "fish", "mouse", "horse", "goat", "sheep", "duck", "goose")
-    rows = [f'The {animal} sleeps.,"Sleeps, the {animal} does."' for animal in animals]
-    robot = "The robot sleeps.,Sleeps <|im_end|> it does."  # left out: it spells the end token
+    rows = [f'The {one} sleeps.,"Sleeps, the {one} does.",{one[0] < "g"}' for one in animals]
+    robot = "The robot sleeps.,Sleeps <|im_end|> it does.,True"  # left out: it spells the end token
     for name, part in (("rows.csv", [*rows[:6], robot]), ("test.csv", rows[6:])):
-        (work / name).write_text("\n".join(["prompt,completion", *part]) + "\n")
+        (work / name).write_text("\n".join(["prompt,completion,group", *part]) + "\n")
     return {
         "new": told("new", "starter.toml"),
+        "import": told("import", "axolotl.yaml"),
         "inspect": told("inspect", "my.toml"),
         "run": told("run", "my.toml", "--set", "train.seeds=[0,1]"),
         "train": told("train", "my.toml", "--name", "again", "--set", "method.rank=4"),

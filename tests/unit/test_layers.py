@@ -21,7 +21,8 @@ LAYERS = (
     ("models",),
     ("data",),
     (
-        "batch", "chat_template", "planning", "run_dir", "config", "conversation", "errors",
+        "chat_template", "prompt_styles", "template_probe", "row_encoder", "answer_layout",
+        "tokens", "rendering", "batch", "planning", "run_dir", "config", "conversation", "errors",
         "console",
     ),
 )  # fmt: skip

@@ -15,17 +15,16 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 
-from retone.evaluation.metrics import (
-    METRICS,
-    RowScores,
+from retone.evaluation.groups import group_scores
+from retone.evaluation.matching import (
+    equal_fields,
     exact_match,
     has_keyword,
+    json_object,
     normalised,
-    row_scores,
-    sacre_rows,
-    sentence_scores,
     token_f1,
 )
+from retone.evaluation.metrics import METRICS, RowScores, row_scores, sacre_rows, sentence_scores
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 HERE = ["The dog bit the man.", "It was not unexpected.", "The man bit him first."]
@@ -123,7 +122,9 @@ def test_the_table_is_complete_and_in_order() -> None:
         stopped=[True, True, False],
         likelihoods=[(2.0, 4, 10), (1.0, 3, 10), (3.0, 5, 20)],
     )
-    assert list(rows) == list(METRICS)
+    forms = row_scores(["{}"], ["{}"])  # only references that are forms are read as forms
+    assert list(rows) == [name for name in METRICS if not name.startswith("json_")]
+    assert set(METRICS) - set(rows) == set(forms) & {"json_valid", "json_fields"}
     for name, found in rows.items():
         low, high = METRICS[name].bounds
         assert low <= value(found) <= high
@@ -246,3 +247,39 @@ def test_the_order_of_rows_changes_no_score(texts: list[str], random: Any) -> No
     for name, rows in one.items():
         assert rows.value == pytest.approx(other[name].value)
         assert rows.value is None or math.isfinite(rows.value)
+
+
+def test_forms_are_compared_field_by_field() -> None:
+    wanted = ['{"name": "Bo", "nights": 2}', '{"name": null, "nights": 1}', '{"name": "A"}']
+    said = ['{"nights": 2, "name": "Bo"}', '{"name": null, "nights": "1"}', 'Here: {"name": "A"}']
+    found = row_scores(said, wanted)
+    assert found["json_valid"].statistics[:, 0].tolist() == [1, 1, 0]
+    assert found["json_fields"].statistics[:, 0].tolist() == [1, 0.5, 0]
+    assert found["json_fields"].value == 50
+    extra = '{"name": "Bo", "nights": 2, "why": "x"}'
+    assert equal_fields(json_object(extra), {"name": "Bo", "nights": 2}) == pytest.approx(2 / 3)
+    assert equal_fields(json_object('{"a": 1}'), {"a": None}) == 0  # null is a value, not absence
+    assert equal_fields({}, {}) == 1
+    assert "json_valid" not in row_scores(["{}"], ["no form"])
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"a": 1} and more', "{" * 5000, "null"])
+def test_what_is_no_json_object(text: str) -> None:
+    assert json_object(text) is None
+
+
+def test_groups_are_scored_by_their_own_rows() -> None:
+    found = {"tuned": row_scores(["a b", "c", "x", "y"], ["a b", "d", "x", "y"])}
+    groups = group_scores(found, ["old", "old", "new", "new"], ["exact", "bleu"])
+    assert list(groups) == ["old", "new"]
+    assert groups["old"]["tuned"]["exact"]["value"] == 50
+    assert groups["new"]["tuned"]["exact"]["value"] == 100
+    assert groups["new"]["tuned"]["exact"]["n"] == 2
+    assert group_scores(found, [""] * 4, ["exact"]) == {}
+    keywords = {"tuned": row_scores(["a", "b"], ["a", "b"], keywords=[["a"], []])}
+    assert groups_of(keywords) == {"one": {"tuned": {}}, "two": {"tuned": {}}}
+
+
+def groups_of(found: dict[str, dict[str, RowScores]]) -> dict[str, Any]:
+    """A metric that does not count every row cannot be told apart by group."""
+    return group_scores(found, ["one", "two"], ["keyword_recall"])

@@ -398,3 +398,15 @@ def test_a_running_mean_keeps_the_length_and_the_level() -> None:
     assert plots.smoothed([1.0] * 7, 3) == [1.0] * 7
     assert plots.smoothed([0.0, 3.0, 0.0], 3) == [1.5, 1.0, 1.5]
     assert plots.smoothed([], 3) == []
+
+
+def test_groups_of_rows_stand_under_the_scores() -> None:
+    cell = {"bleu": {**number(61.5, 4.0), "n": 9}}
+    rare = {"bleu": {"value": None, "low": None, "high": None, "n": 1, "reason": "one row"}}
+    groups = {"old <b>": {"tuned": cell, "base": rare}, "new": {"tuned": cell, "base": cell}}
+    words = Page(render_report(sample(groups=groups))).words
+    assert "BLEU by group" in words
+    assert "old <b>" in words
+    assert "61.5" in words
+    assert "one row" in words
+    assert "by group" not in Page(render_report(sample())).words

@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, Protocol
 
 from retone.batch import EncodedRow
-from retone.chat_template import RowRejected
-from retone.conversation import Conversation, Message
+from retone.chat_template import RowRejected, TrainOn
+from retone.conversation import Conversation, Document, Message, Preference
 from retone.errors import InputError
 
 KEPT_EXAMPLES = 5  # row numbers kept per reason
+TOGETHER = 512  # conversations that are tokenised in one call
+
+Encoded = list[EncodedRow] | RowRejected
 
 
 class Template(Protocol):
     """What encoding needs of a chat template (see `chat_template.ChatTemplate`)."""
 
-    def encode(
-        self, messages: Sequence[Message], *, source: str = "", row: int = 0
+    def encode_batch(
+        self, conversations: Sequence[Conversation], *, train_on: TrainOn = "all"
+    ) -> list[Encoded]:
+        """For each conversation, rows that follow the template contract, or why there are none."""
+        ...
+
+    def encode_document(
+        self, text: str, max_length: int, *, source: str = "", row: int = 0
     ) -> list[EncodedRow]:
-        """Rows whose trained tokens follow the template contract."""
+        """Rows of at most `max_length` tokens in which every token is trained."""
+        ...
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] = (),
+        add_generation_prompt: bool,
+    ) -> str:
+        """The text of messages; RowRejected where the template refuses them."""
+        ...
+
+    def strips(self, messages: Sequence[Message]) -> bool:
+        """Whether encoding takes white space away from an answer of these messages."""
         ...
 
 
@@ -31,10 +55,13 @@ class Ledger:
 
     Attributes:
         read: conversations read.
-        used: conversations that gave at least one training row.
+        used: conversations that are trained on, validate or test.
+        validated, tested: those of them that validate, and that test.
         trained, masked: tokens of the used rows that enter the loss, and that do not.
         cut_tokens: tokens of whole old turns left out so that a row fits.
         cut_turns: the number of those turns.
+        stripped: used conversations whose answers lost white space around them, because template
+            or tokenizer do not keep it.
         dropped: reason -> conversations left out, with the row numbers of the first few.
         lengths: tokens of each training row.
     """
@@ -43,20 +70,23 @@ class Ledger:
     shape: str = ""
     read: int = 0
     used: int = 0
+    validated: int = 0
+    tested: int = 0
     trained: int = 0
     masked: int = 0
     cut_tokens: int = 0
     cut_turns: int = 0
+    stripped: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
 
-    def drop(self, reason: str, conversation: Conversation, detail: str) -> None:
-        """Count one conversation as left out."""
+    def drop(self, reason: str, sample: Conversation | Preference | Document, detail: str) -> None:
+        """Count one sample as left out."""
         self.dropped[reason] += 1
         kept = self.examples.setdefault(reason, [])
         if len(kept) < KEPT_EXAMPLES:
-            kept.append(f"{conversation.where}: {detail}")
+            kept.append(f"{sample.source}, row {sample.row}: {detail}")
 
     def as_json(self) -> dict[str, Any]:
         """The entry of `sources` in `--json` and in the run's ledger.json."""
@@ -66,43 +96,80 @@ class Ledger:
             "shape": self.shape,
             "read": self.read,
             "used": self.used,
+            "validated": self.validated,
+            "tested": self.tested,
             "dropped": dict(self.dropped),
             "examples": self.examples,
             "rows": len(self.lengths),
             "tokens": {"trained": self.trained, "masked": self.masked, "cut": self.cut_tokens},
             "cut_turns": self.cut_turns,
+            "stripped": self.stripped,
             "longest_row": longest,
         }
 
 
 def encode_all(
-    conversations: Sequence[Conversation],
+    conversations: Iterable[Conversation],
     template: Template,
     ledger: Ledger,
     max_length: int | None = None,
+    train_on: TrainOn = "all",
 ) -> list[EncodedRow]:
-    """Encode conversations and account for every one of them.
+    """The rows of all conversations; see `encode_each`."""
+    encoded = encode_each(conversations, template, ledger, max_length, train_on)
+    return [row for rows in encoded for row in rows]
 
-    A row longer than `max_length` tokens loses its oldest turns, whole, until it fits; where its
-    answer or end token would still be cut it is dropped and counted.
+
+def encode_each(
+    samples: Iterable[Conversation | Document],
+    template: Template,
+    ledger: Ledger,
+    max_length: int | None = None,
+    train_on: TrainOn = "all",
+) -> Iterator[list[EncodedRow]]:
+    """The rows of each sample, none where it is left out; each sample is accounted for.
+
+    Conversations are encoded as they come, a few hundred at a time. A row longer than `max_length`
+    tokens loses its oldest turns, whole, until it fits; where its answer or end token would still
+    be cut it is dropped and counted. Documents become rows of `max_length` tokens.
     """
-    rows: list[EncodedRow] = []
-    for conversation in conversations:
-        ledger.read += 1
-        try:
-            encoded = _encode_to_fit(conversation, template, ledger, max_length)
-        except RowRejected as rejected:
-            ledger.drop(rejected.reason, conversation, rejected.detail)
-            continue
-        if not encoded:
-            ledger.drop("longer-than-max-length", conversation, f"does not fit {max_length} tokens")
-            continue
-        ledger.used += 1
-        for row in encoded:
-            ledger.trained += row.trained
-            ledger.masked += len(row.input_ids) - row.trained
-            ledger.lengths.append(len(row.input_ids))
-        rows.extend(encoded)
+    waiting = iter(samples)
+    while together := list(islice(waiting, TOGETHER)):
+        chats = [sample for sample in together if isinstance(sample, Conversation)]
+        encoded = iter(template.encode_batch(chats, train_on=train_on))
+        for sample in together:
+            if isinstance(sample, Conversation):
+                rows = next(encoded)
+                if not isinstance(rows, RowRejected) and max_length is not None:
+                    rows = _cut_to_fit(sample, rows, template, ledger, max_length, train_on)
+            else:
+                rows = _document_rows(sample, template, max_length)
+            yield _accounted(sample, rows, template, ledger)
+
+
+def _document_rows(sample: Document, template: Template, max_length: int | None) -> Encoded:
+    length = max_length or len(sample.text) + 2  # no token is shorter than a character
+    try:
+        return template.encode_document(sample.text, length, source=sample.source, row=sample.row)
+    except RowRejected as rejected:
+        return rejected
+
+
+def _accounted(
+    sample: Conversation | Document, rows: Encoded, template: Template, ledger: Ledger
+) -> list[EncodedRow]:
+    """The rows of one sample that are used, counted with everything that is not."""
+    ledger.read += 1
+    if isinstance(rows, RowRejected):
+        ledger.drop(rows.reason, sample, rows.detail)
+        return []
+    ledger.used += 1
+    ledger.stripped += isinstance(sample, Conversation) and template.strips(sample.messages)
+    for row in rows:
+        trained = row.trained
+        ledger.trained += trained
+        ledger.masked += len(row.input_ids) - trained
+        ledger.lengths.append(len(row.input_ids))
     return rows
 
 
@@ -120,27 +187,39 @@ def require_trained(ledger: Ledger) -> None:
     )
 
 
-def _encode_to_fit(
-    conversation: Conversation, template: Template, ledger: Ledger, max_length: int | None
-) -> list[EncodedRow]:
-    """The rows of one conversation, without its oldest turns where it is too long."""
+def _cut_to_fit(
+    conversation: Conversation,
+    whole: list[EncodedRow],
+    template: Template,
+    ledger: Ledger,
+    max_length: int,
+    train_on: TrainOn,
+) -> Encoded:
+    """The rows of one conversation, without its oldest turns where they are too long."""
     messages = list(conversation.messages)
-    whole = template.encode(messages, source=conversation.source, row=conversation.row)
-    fitting = whole
     first = 1 if messages[0].role == "system" else 0
-    dropped_turns = 0
-    while max_length is not None and any(len(row.input_ids) > max_length for row in fitting):
+    fitting: Encoded = whole
+    turns = 0
+    while not isinstance(fitting, RowRejected) and _longest(fitting) > max_length:
         start = _next_exchange(messages, first)
         if start is None:
-            return []
-        dropped_turns += start - first
+            return RowRejected("longer-than-max-length", f"does not fit {max_length} tokens")
+        turns += start - first
         del messages[first:start]
-        fitting = template.encode(messages, source=conversation.source, row=conversation.row)
-    ledger.cut_turns += dropped_turns
-    ledger.cut_tokens += sum(len(row.input_ids) for row in whole) - sum(
-        len(row.input_ids) for row in fitting
-    )
+        shorter = replace(conversation, messages=tuple(messages))
+        (fitting,) = template.encode_batch([shorter], train_on=train_on)
+    if not isinstance(fitting, RowRejected):
+        ledger.cut_turns += turns
+        ledger.cut_tokens += _tokens(whole) - _tokens(fitting)
     return fitting
+
+
+def _longest(rows: Sequence[EncodedRow]) -> int:
+    return max(len(row.input_ids) for row in rows)
+
+
+def _tokens(rows: Sequence[EncodedRow]) -> int:
+    return sum(len(row.input_ids) for row in rows)
 
 
 def _next_exchange(messages: Sequence[Message], first: int) -> int | None:

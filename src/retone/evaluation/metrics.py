@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import math
 import re
-import string
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,6 +25,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sacrebleu.metrics import BLEU, CHRF, TER
+
+from retone.evaluation.matching import (
+    equal_fields,
+    exact_match,
+    has_keyword,
+    json_object,
+    token_f1,
+)
 
 Array = npt.NDArray[np.float64]
 Reference = str | Sequence[str] | None  # one text, several that are equally right, or none
@@ -128,7 +133,6 @@ def _sacre_metric(name: str, label: str, scorer: Any, higher: bool, top: float) 
 
 _SCORERS: dict[str, Any] = {"bleu": BLEU(force=True), "chrf": CHRF(), "ter": TER()}
 _INF = math.inf
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _SQUAD = "norm:lower,punctuation,articles"
 _PERCENT = (0.0, 100.0)
 _ROUGE_VERSION = version("rouge-score")
@@ -150,6 +154,10 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
     Metric("token_f1", "token F1", True, _PERCENT, f"{_SQUAD}|mean of rows", _mean),
     Metric("keyword_recall", "keyword recall", True, _PERCENT,
            "whole words|case:no|mean over rows with keywords", _mean),
+    Metric("json_valid", "valid JSON", True, _PERCENT, "the whole answer is one JSON object",
+           _mean, binary=True),
+    Metric("json_fields", "JSON fields", True, _PERCENT,
+           "equal top-level fields / fields of either side|mean of rows", _mean),
     Metric("perplexity", "perplexity", False, (1.0, _INF), "exp(nats/token)", _perplexity),
     Metric("bits_per_byte", "bits per byte", False, (0.0, _INF), "bits/byte of UTF-8", _ratio),
     Metric("length_ratio", "length ratio", None, (0.0, _INF),
@@ -226,6 +234,12 @@ def _compared(
     for name, score in (("exact", exact_match), ("token_f1", token_f1)):
         if name in wanted:
             found[name] = _rows(name, [max(score(a, t) for t in texts) for a, texts in kept])
+    forms = [(json_object(a), json_object(texts[0])) for a, texts in kept]
+    asked = [(given, form) for given, form in forms if form is not None]
+    if asked and "json_valid" in wanted:
+        found["json_valid"] = _rows("json_valid", [float(given is not None) for given, _ in asked])
+    if asked and "json_fields" in wanted:
+        found["json_fields"] = _rows("json_fields", [equal_fields(*pair) for pair in asked])
     if "length_ratio" in wanted:
         lengths = [(len(a.split()), len(t[0].split())) for a, t in kept]
         found["length_ratio"] = _rows("length_ratio", lengths)
@@ -274,42 +288,6 @@ def sacre_rows(
     signature = str(own.get_signature())
     metric = replace(metric, signature=signature, reduce=partial(_sacre, own))
     return RowScores(metric, statistics)
-
-
-def normalised(text: str) -> str:
-    """Lower case, no punctuation, no English articles, single spaces (SQuAD, Rajpurkar 2016)."""
-    bare = text.lower().translate(_NO_PUNCTUATION)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
-
-
-def exact_match(answer: str, reference: str) -> float:
-    """1.0 where both read the same after SQuAD's normalisation, else 0.0."""
-    return float(normalised(answer) == normalised(reference))
-
-
-def token_f1(answer: str, reference: str) -> float:
-    """F1 of the bags of normalised words, 0 to 1; a side without words: 1 when both are."""
-    said, wanted = normalised(answer).split(), normalised(reference).split()
-    if not said or not wanted:
-        return float(said == wanted)
-    common = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * common / (len(said) + len(wanted))
-
-
-# Scripts written without spaces have no whole words to ask for: Thai, Lao, Burmese, Khmer, CJK.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
-
-
-def has_keyword(text: str, keyword: str) -> bool:
-    """Whether `keyword` stands in `text` as whole words, in any case and spacing."""
-    pattern = r"\s+".join(map(re.escape, _folded(keyword).split()))
-    if not _UNSPACED.search(keyword):
-        pattern = rf"(?<!\w){pattern}(?!\w)"
-    return re.search(pattern, _folded(text)) is not None
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).casefold()
 
 
 def _texts(reference: Reference) -> list[str]:

@@ -22,12 +22,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from retone.evaluation import plots
+from retone.evaluation import curves, plots
 from retone.evaluation.plots import between, count, digits_of, number, plain, signed, span
 
 Table = Mapping[str, Any]
 SHOWN_PAIRS = 6  # before/after pairs at the top
-CURVE_ROWS = 60  # of the table under a curve
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,8 @@ class ReportData:
     # {"tuned-copy": {metric: {value, low, high, p, resolved}}}: tuned minus the other; p_adjusted
     # is shown instead of p where it is there
     differences: Mapping[str, Table] = field(default_factory=dict)
+    # {group: {candidate: {metric: score}}}: the headline metric of parts of the rows
+    groups: Mapping[str, Mapping[str, Table]] = field(default_factory=dict)
     # [{prompt, reference, showcase, gain, answers: {candidate: text}}]; gain is the sentence chrF
     # (0 to 100) of tuned minus the best candidate without training, or None
     rows: Sequence[Table] = ()
@@ -89,9 +90,10 @@ def render_report(data: ReportData) -> str:
         "pairs": _pairs(clean),
         "answers": _answers(clean),
         "figures": _figures(clean),
-        "curve_rows": _curve_rows(clean.curves),
-        "validated": bool(_series(clean.curves, "eval_loss")),
+        "curve_rows": curves.rows(clean.curves),
+        "validated": curves.validated(clean.curves),
         "groups": [_score_group(clean, metric) for metric in clean.metrics if clean.scores],
+        "parts": _parts(clean),
         "sources": [_source(entry, place) for place, entry in enumerate(clean.ledger)],
         "reasoned": [row for row in clean.settings if row.get("because")],
         "plain": [row for row in clean.settings if not row.get("because")],
@@ -150,9 +152,9 @@ def _readable(value: Any) -> Any:
 # What the page shows
 
 
-def _score(data: ReportData, candidate: str, metric: str) -> dict[str, Any]:
+def _score(scores: Mapping[str, Table], candidate: str, metric: str) -> dict[str, Any]:
     """A score whose value, low and high are finite or None; `reason` where there is none."""
-    found = data.scores.get(candidate, {}).get(metric) or {}
+    found = scores.get(candidate, {}).get(metric) or {}
     reason = found.get("reason") or "not computed"
     ends = {name: number(found.get(name)) for name in ("value", "low", "high")}
     return {**ends, "n": found.get("n"), "reason": reason}
@@ -160,7 +162,7 @@ def _score(data: ReportData, candidate: str, metric: str) -> dict[str, Any]:
 
 def _scored(data: ReportData, metric: str) -> tuple[list[dict[str, Any]], int]:
     """A score for every candidate, and the decimals that all of them are shown with."""
-    scores = [_score(data, str(candidate["name"]), metric) for candidate in data.candidates]
+    scores = [_score(data.scores, str(one["name"]), metric) for one in data.candidates]
     return scores, digits_of(scores)
 
 
@@ -213,6 +215,17 @@ def _score_group(data: ReportData, metric: Table) -> dict[str, Any]:
         "leads": any(row["lead"] for row in rows),
         "seeds": [(seed, plain(value, digits)) for seed, value in seeds if value is not None],
     }
+
+
+def _parts(data: ReportData) -> list[dict[str, Any]]:
+    """The headline metric of each group of rows, one cell a candidate."""
+    name = str(data.metrics[0]["name"]) if data.metrics else ""
+    parts = []
+    for group, by in data.groups.items():
+        scores = [_score(by, str(candidate["name"]), name) for candidate in data.candidates]
+        cells = [_shown(score, digits_of(scores)) for score in scores]
+        parts.append({"name": group or "(none)", "rows": _rows_of(scores), "cells": cells})
+    return parts
 
 
 def _shown(score: Table, digits: int) -> dict[str, str]:
@@ -306,53 +319,7 @@ def _figures(data: ReportData) -> dict[str, Markup]:
         metric = data.metrics[0]
         title = f"{metric['label']} of every candidate with its interval"
         figures["headline"] = plots.dot_plot("headline", title, _lanes(data, str(metric["name"])))
-    return {**figures, **_curves(data)}
-
-
-def _curves(data: ReportData) -> dict[str, Markup]:
-    """The losses and the learning rate over steps."""
-    train, evaluation, rates = (_series(data.curves, name) for name in ("loss", "eval_loss", "lr"))
-    figures = {}
-    if train or evaluation:
-        window = max(3, len(train) // 15)
-        means = plots.smoothed([loss for _, loss in train], window)
-        mean = [(step, loss) for (step, _), loss in zip(train, means, strict=True)]
-        lines = [
-            plots.Line(plots.thinned(train), "raw"),
-            plots.Line(plots.thinned(mean), "smooth", "training loss"),
-            plots.Line(evaluation, "tuned", "", dots=len(evaluation) <= CURVE_ROWS),
-        ]
-        best = [point for point in evaluation if point[0] == data.best_step]
-        last = (best or evaluation)[-1:]
-        words = "lowest" if best else "last"
-        text = [f"validation, {words} {loss:#.3g}" for _, loss in last]
-        marked = (last[0], text[0]) if last else None
-        figures["loss"] = plots.line_plot("loss", "Loss over training", lines, marked=marked)
-    if rates:
-        top = max(rate for _, rate in rates)
-        line = plots.Line(plots.thinned(rates), "plain", f"learning rate, at most {top:.3g}")
-        figures["rate"] = plots.line_plot("rate", "Learning rate over training", [line], height=150)
-    return figures
-
-
-def _series(curves: Sequence[Table], name: str) -> list[tuple[float, float]]:
-    found = [(line["step"], number(line.get(name))) for line in curves]
-    return [(float(step), value) for step, value in found if value is not None]
-
-
-def _curve_rows(curves: Sequence[Table]) -> list[list[str]]:
-    """Step, training loss, validation loss, learning rate; evenly thinned, evaluations kept."""
-    every = max(1, math.ceil(len(curves) / CURVE_ROWS))
-    kept = [
-        line
-        for place, line in enumerate(curves)
-        if place % every == 0 or line.get("eval_loss") is not None or place == len(curves) - 1
-    ]
-    names = (("loss", "4g"), ("eval_loss", "4g"), ("lr", "3g"))
-    return [
-        [count(line["step"]), *(plots.cell(line.get(name), form) for name, form in names)]
-        for line in kept
-    ]
+    return {**figures, **curves.figures(data.curves, data.best_step)}
 
 
 def _source(entry: Table, place: int) -> dict[str, Any]:

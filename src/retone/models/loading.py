@@ -47,14 +47,24 @@ def load_base(base: LocatedModel, *, dtype: str, attention: str, device: str) ->
     return model.to(device).eval()
 
 
-def save_adapter(model: Any, base: LocatedModel, folder: Path) -> None:
-    """Write a standard peft folder that also names its base and the base's sha256."""
+def save_adapter(
+    model: Any, base: LocatedModel, folder: Path, *, tokenizer: Any, template: str
+) -> None:
+    """Write a standard peft folder that also names its base and the base's sha256.
+
+    The tokenizer goes with it, carrying the chat template that was trained with: an adapter asked
+    through another template answers as if it had learned little.
+    """
     config = model.peft_config[model.active_adapter]
     # A path of this machine would be of no use elsewhere.
     config.base_model_name_or_path = base.repo or base.name
     # "auto" would ask the hub whether the vocabulary was changed.
     model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    own = tokenizer.chat_template
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    tokenizer.chat_template = own
     write_json(
         folder / BASE_FILE,
         {

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
+import shutil
 import subprocess
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from retone import __version__, console
-from retone.batch import EncodedRow
 from retone.chat_template import ChatTemplate, RowRejected
-from retone.config import Recipe
+from retone.config import Recipe, SourceSection
 from retone.conversation import Conversation, Message
-from retone.data.checks import Ledger, encode_all, require_trained
-from retone.data.formats import detect_shape, to_conversations
-from retone.data.mixing import split_by_content
-from retone.data.sources import read_rows, source_path
+from retone.data.preparing import PreparedData, as_trained, prepare_data, read_samples
+from retone.data.sources import BadRows, source_sha256
+from retone.data.spool import from_line
+from retone.data.tasks import LOOKED_AT, found_task
 from retone.errors import InputError
 from retone.models.loading import load_tokenizer
 from retone.models.locate import LocatedModel, locate
 from retone.planning import Choice, DataFacts, ModelFacts, Resolved, probe_machine, resolve
-from retone.run_dir import Run, create_run, file_sha256, fingerprint, newest_run
+from retone.run_dir import Run, create_run, fingerprint, newest_run, runs_root, whole_folder
 
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sacrebleu")
-REUSED_WORDS = 0.5  # a rewrite's answers hold at least this share of the prompt's words
+KEPT_PREPARED = 8  # prepared data of so many recipes is kept; runs have their own names for it
 
 # Their rendered ids are locked: whatever answers later must reproduce them.
 LOCKED_PROMPTS = (
@@ -45,11 +49,7 @@ class Prepared:
     base: LocatedModel
     tokenizer: Any
     template: ChatTemplate
-    train: list[Conversation]
-    validation: list[Conversation]
-    test: list[Conversation]
-    encoded: list[EncodedRow]
-    ledgers: list[Ledger]  # of the training and of the validation rows
+    data: PreparedData
     resolved: Resolved
 
 
@@ -59,24 +59,20 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     Anything different (a field, a byte of the data) makes another fingerprint and so a new run.
     Raises InputError for data that cannot be used, MachineError where the model is not to be had.
     """
-    sources = {key: file_sha256(source_path(path)) for key, path in _sources(recipe).items()}
-    settings = recipe.model_dump(mode="json")
-    settings["data"].update(sources)
-    key = fingerprint(settings)
+    sources = source_hashes(recipe)
+    key = fingerprint(_identity(recipe, sources))
     found = None if fresh else newest_run(key)
     if found is not None:
         return found
     prepared = prepare(recipe, offline=offline)
-    splits = {"train": prepared.train, "validation": prepared.validation, "test": prepared.test}
-    files = {f"data/{split}.jsonl": [as_row(row) for row in rows] for split, rows in splits.items()}
+    folder = prepared.data.folder
+    require_rows((folder / "test.jsonl").stat().st_size, "test")
+    files = [file for file in folder.rglob("*") if file.is_file()]
     return create_run(
         name,
         _manifest(prepared, name, key, sources),
         {
-            **files,
-            "data/ledger.json": {
-                "sources": [ledger.as_json() for ledger in prepared.ledgers if ledger.read]
-            },
+            **{f"data/{file.relative_to(folder)}": file for file in files},
             "resolved.json": prepared.resolved.as_json(),
             "template_lock.json": prepared.template.lock(lockable_prompts(prepared.template)),
         },
@@ -84,33 +80,21 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
 
 
 def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
-    """Read and encode the data and resolve the recipe; nothing is written."""
-    rows, shape = _read(recipe.data.train, recipe.data.columns, recipe.data.system)
-    if recipe.data.test is not None:
-        test = read_conversations(recipe.model_dump(), recipe.data.test)
-    else:
-        rows, test = split_by_content(rows, recipe.data.eval_fraction, recipe.train.seed)
-    require_rows(test, "test")
-    train, validation = split_by_content(rows, recipe.data.validation_fraction, recipe.train.seed)
+    """Read and encode the data (or find it prepared before) and resolve the recipe."""
+    sources = source_hashes(recipe)  # first of all: a model is not fetched for a missing file
     with console.ticker() as tick:
         base = locate(
             recipe.model.name, revision=recipe.model.revision, offline=offline, progress=tick
         )
     tokenizer = load_tokenizer(base)
-    template = ChatTemplate(tokenizer, name=base.name)
+    template = ChatTemplate(tokenizer, name=base.name, style=recipe.model.template)
     context = base.context or 2048
-    limit = recipe.data.max_length or context
-    ledger = Ledger(recipe.data.train, shape)
-    encoded = encode_all(train, template, ledger, limit)
-    require_trained(ledger)
-    held = Ledger(f"{recipe.data.train} (validation)", shape)
-    encode_all(validation, template, held, limit)
-    lengths = [*ledger.lengths, *held.lengths]
+    data = _prepared_data(recipe, sources, template, recipe.data.max_length or context)
     facts = DataFacts(
-        rows=len(encoded),
-        longest_row=max(lengths),
-        longest_answer=_longest_answer(train, tokenizer),
-        copies_prompt=_reuses_prompt(train),
+        rows=len(data.rows("train")),
+        longest_row=data.ledger["longest_row"],
+        longest_answer=data.ledger["longest_answer"],
+        task=found_task(read_rows(data.folder / "train.jsonl", LOOKED_AT)),
     )
     model = ModelFacts(parameters=weights_parameters(base.path), context=context)
     resolved = resolve(recipe, probe_machine(), facts, model)
@@ -118,26 +102,37 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
         because = "the template prints today's date; it is pinned"
         pinned = Choice(template.date.isoformat(), because)
         resolved.chosen["template.date"] = pinned
-    return Prepared(
-        base, tokenizer, template, train, validation, test, encoded, [ledger, held], resolved
-    )
+    return Prepared(base, tokenizer, template, data, resolved)
 
 
-def read_conversations(recipe: Mapping[str, Any], name: str) -> list[Conversation]:
-    """The rows of a data file, read as the (dumped) recipe says."""
-    data = recipe["data"]
-    return _read(name, data["columns"], data["system"])[0]
+def source_hashes(recipe: Recipe) -> dict[str, list[str]]:
+    """The sha256 of each training and of each test source."""
+    found = {split: recipe.data.sources(split) for split in ("train", "test")}
+    return {split: [source_sha256(each) for each in all_] for split, all_ in found.items() if all_}
 
 
-def as_row(conversation: Conversation) -> dict[str, Any]:
-    """A conversation as it stands in the run's data files."""
-    return asdict(conversation)
+def another_test(recipe: Mapping[str, Any], path: str) -> SourceSection:
+    """Another test file, read as the (dumped) recipe reads its own."""
+    data = Recipe.model_validate(recipe).data.model_copy(update={"test": path})
+    return data.sources("test")[0]
 
 
-def from_row(row: dict[str, Any]) -> Conversation:
-    """The inverse of `as_row`."""
-    messages = tuple(Message(**message) for message in row["messages"])
-    return Conversation(messages, row["source"], row["row"], row["extra"])
+def read_conversations(recipe: Mapping[str, Any], source: SourceSection) -> list[Conversation]:
+    """The conversations of a test source; InputError that counts all rows that cannot be used."""
+    bad = BadRows()
+    _, samples = read_samples(source, Recipe.model_validate(recipe).data, bad)
+    found = [as_trained(sample) for sample in samples]
+    if bad.count:
+        raise bad.problems()
+    return [row for row in found if isinstance(row, Conversation)]
+
+
+def read_rows(path: Path, most: int | None = None) -> list[Conversation]:
+    """The first conversations in a run's data file; plain text is left out."""
+    with path.open("rb") as lines:
+        samples = (from_line(line) for line in lines)
+        chats = (sample for sample in samples if isinstance(sample, Conversation))
+        return list(islice(chats, most))
 
 
 def lockable_prompts(template: ChatTemplate) -> list[tuple[Message, ...]]:
@@ -167,39 +162,62 @@ def weights_parameters(folder: Path) -> int:
     return total
 
 
-def _sources(recipe: Recipe) -> dict[str, str]:
-    found = {"train": recipe.data.train, "test": recipe.data.test}
-    return {key: path for key, path in found.items() if path is not None}
+def _identity(recipe: Recipe, sources: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The recipe with hashes in the place of its sources' paths."""
+    settings = recipe.model_dump(mode="json")
+    for split, hashes in sources.items():
+        given = recipe.data.sources("train" if split == "train" else "test")
+        settings["data"][split] = [
+            {**source.model_dump(mode="json"), "path": sha256}
+            for source, sha256 in zip(given, hashes, strict=True)
+        ]
+    return settings
 
 
-def _read(
-    name: str, columns: Mapping[Any, str], system: str | None
-) -> tuple[list[Conversation], str]:
-    """The conversations of a file, and its shape with the evidence."""
-    path = source_path(name)
-    rows = read_rows(path)
-    shape = detect_shape(rows, columns, path)
-    found = to_conversations(rows, shape, path, system)
-    return found, f"{shape.name} ({shape.evidence})"
+def _prepared_data(
+    recipe: Recipe, sources: Mapping[str, list[str]], template: ChatTemplate, limit: int
+) -> PreparedData:
+    """The data as it was prepared before from the same sources and settings, or prepared now."""
+    data = _identity(recipe, sources)["data"]
+    data = {name: value for name, value in data.items() if name not in ("task", "showcase")}
+    lock = template.lock(lockable_prompts(template))
+    key = fingerprint(data, lock, limit, recipe.train.seed, __version__)[:16]
+    folder = runs_root() / ".prepared" / key
+    with _prepared_folder(folder) as missing:
+        if missing:
+            with whole_folder(folder) as staging, console.ticker() as tick:
+                prepare_data(
+                    recipe.data, template, staging, limit=limit, seed=recipe.train.seed, tick=tick
+                )
+    return PreparedData(folder)
 
 
-def _longest_answer(rows: list[Conversation], tokenizer: Any) -> int:
-    answers = [row.answer for row in rows if row.answer]
-    encoded = tokenizer(answers, add_special_tokens=False)["input_ids"] if answers else [[]]
-    return max(map(len, encoded))
+@contextmanager
+def _prepared_folder(folder: Path) -> Iterator[bool]:
+    """Whether prepared data is missing, held so that one process alone makes it.
+
+    The oldest of the others are deleted. A block that fails leaves no empty folders behind.
+    """
+    root = folder.parent
+    root.mkdir(parents=True, exist_ok=True)
+    lock = root / f"{folder.name}.lock"
+    try:
+        with filelock.FileLock(lock):
+            yield not folder.is_dir()
+            os.utime(folder)
+        kept = sorted(root.glob("*/"), key=lambda path: path.stat().st_mtime)
+        for old in kept[:-KEPT_PREPARED]:
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        lock.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            root.rmdir()
+            root.parent.rmdir()
 
 
-def _reuses_prompt(rows: list[Conversation]) -> bool:
-    """True where the answers are made mostly of their prompts' words."""
-    shares = []
-    for row in rows:
-        said, answer = (Counter(text.lower().split()) for text in (row.question, row.answer))
-        if said and len(row.messages) <= 3:
-            shares.append(sum((said & answer).values()) / sum(said.values()))
-    return bool(shares) and sum(shares) / len(shares) >= REUSED_WORDS
-
-
-def _manifest(prepared: Prepared, name: str, key: str, sources: dict[str, str]) -> dict[str, Any]:
+def _manifest(
+    prepared: Prepared, name: str, key: str, sources: dict[str, list[str]]
+) -> dict[str, Any]:
     base = prepared.base
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -238,9 +256,9 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def require_rows(rows: list[Conversation], what: str) -> None:
+def require_rows(count: int, what: str) -> None:
     """InputError when a split that is needed is empty."""
-    if not rows:
+    if not count:
         raise InputError(
             f"there are no {what} rows",
             "the split is empty",

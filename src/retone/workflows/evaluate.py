@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +12,13 @@ from typing import Any
 from rich.markup import escape
 
 from retone import console
+from retone.config import SourceSection
 from retone.conversation import Conversation, Message
-from retone.data.sources import source_path
+from retone.data.sources import source_sha256
+from retone.data.tasks import LOOKED_AT
 from retone.errors import CheckFailed, InputError, nearest
 from retone.evaluation.candidates import Candidate, answer_all, candidates
+from retone.evaluation.groups import group_scores
 from retone.evaluation.metrics import METRICS, Metric, RowScores, row_scores, sentence_scores
 from retone.evaluation.statistics import Difference, adjust, difference, score
 from retone.evaluation.style import written_instruction
@@ -30,12 +34,17 @@ from retone.run_dir import (
     write_json,
     write_jsonl,
 )
-from retone.workflows.create import read_conversations, require_rows
+from retone.workflows.create import another_test, read_conversations, require_rows
 from retone.workflows.load import Tuned, load, read_split
 from retone.workflows.report import write_report
 
 # What the verdict is about, by task.
-HEADLINE = {"rewrite": "bleu", "chat": "chrf"}
+HEADLINE = {
+    "rewrite": "bleu",
+    "chat": "chrf",
+    "qa": "keyword_recall",
+    "structured": "json_fields",
+}
 
 
 @dataclass(frozen=True)
@@ -53,13 +62,15 @@ class Evaluated:
 
     def as_json(self) -> dict[str, Any]:
         """The object of `retone evaluate --json`."""
-        names = ("verdict", "scores", "differences", "instruction", "seconds")
+        names = ("verdict", "scores", "differences", "groups", "instruction", "seconds")
         found = {name: self.stored[name] for name in names}
         return {"run": str(self.run.path), "report": str(self.report), **found}
 
     def show(self) -> None:
         """Print the score table and the verdict."""
         console.out().print(score_table(self.stored))
+        if self.stored["groups"]:
+            console.out().print(group_table(self.stored))
         console.out().print(escape(self.verdict), style="bold", soft_wrap=True)
         console.out().print(f"report: {escape(str(self.report))}", soft_wrap=True)
 
@@ -71,21 +82,21 @@ def evaluate(run: Run, *, test: str | None = None, offline: bool = False) -> Eva
     """
     started = time.perf_counter()
     recipe = read_json(run.resolved)["recipe"]
-    rows = read_conversations(recipe, test) if test else read_split(run, "test")
+    source = another_test(recipe, test) if test else None
+    rows = read_conversations(recipe, source) if source else read_split(run, "test")
     rows = rows[: recipe["evaluate"]["limit"]]
-    require_rows(rows, "test")
-    folder = run.evaluation(
-        f"{Path(test).stem}-{file_sha256(source_path(test))[:8]}" if test else ""
-    )
+    require_rows(len(rows), "test")
+    folder = run.evaluation(_folder_name(source) if source else "")
     tuned = load(run, offline=offline)
     shown = [] if test else [_asked(tuned, text) for text in recipe["data"]["showcase"]]
     instruction = recipe["evaluate"]["instruction"] or written_instruction(
-        read_split(run, "train"), recipe["data"]["system"]
+        read_split(run, "train", LOOKED_AT), recipe["data"]["system"]
     )
     asked = _candidates(run, tuned, recipe["data"]["task"], instruction)
     answers, scores = _answer_and_score(asked, tuned, rows, shown)
     differences = _differences(scores)
-    headline = HEADLINE[recipe["data"]["task"]]
+    headline = _headline(recipe["data"]["task"], scores["tuned"])
+    groups = [str(row.extra.get(recipe["evaluate"]["group_by"], "")) for row in rows]
     leading = [d for d in differences if d.metric.name == headline]
     stored = {
         "verdict": verdict(leading),
@@ -98,6 +109,7 @@ def evaluate(run: Run, *, test: str | None = None, offline: bool = False) -> Eva
             for name, by in scores.items()
         },
         "differences": _difference_table(differences),
+        "groups": group_scores(scores, groups, (headline, *TERMINAL_METRICS)),
         "notes": _notes(leading),
         "instruction": instruction,
         "sampling": asdict(tuned.sampling),
@@ -169,7 +181,28 @@ def score_table(stored: Mapping[str, Any]) -> Any:
     return console.table(f"{n} held-out rows", ["", *labels], rows)
 
 
-TERMINAL_METRICS = ("bleu", "chrf", "ter", "rougeL", "exact", "keyword_recall", "perplexity")
+def group_table(stored: Mapping[str, Any]) -> Any:
+    """Groups of rows by candidates, under the headline metric."""
+    head = stored["headline"]
+    rows = []
+    for group, by in stored["groups"].items():
+        cells = [_cell(by[c["name"]].get(head), interval=True) for c in stored["candidates"]]
+        n = by["tuned"][head]["n"]
+        rows.append([group or "(none)", str(n), *cells])
+    labels = [candidate["label"] for candidate in stored["candidates"]]
+    return console.table(f"{METRICS[head].label} by group", ["", "rows", *labels], rows)
+
+
+TERMINAL_METRICS = (
+    "bleu", "chrf", "ter", "rougeL", "exact", "keyword_recall", "json_valid", "json_fields",
+    "perplexity",
+)  # fmt: skip
+
+
+def _headline(task: str, tuned: Mapping[str, RowScores]) -> str:
+    """The task's metric; chrF where the rows do not carry what that needs."""
+    name = HEADLINE[task]
+    return name if name in tuned and tuned[name].value is not None else "chrf"
 
 
 def _cell(found: Mapping[str, Any] | None, *, interval: bool) -> str:
@@ -179,6 +212,12 @@ def _cell(found: Mapping[str, Any] | None, *, interval: bool) -> str:
     if interval and found["low"] is not None:
         text += f" ({found['low']:.1f} to {found['high']:.1f})"
     return text
+
+
+def _folder_name(source: SourceSection) -> str:
+    """A name for the evaluation on another test file, with its content's hash."""
+    word = re.sub(r"[^\w.-]+", "-", Path(source.path).stem)
+    return f"{word}-{source_sha256(source)[:8]}"
 
 
 def _candidates(run: Run, tuned: Tuned, task: str, instruction: str) -> list[Candidate]:

@@ -14,8 +14,8 @@ from retone.inference.engine import Answer, Engine, Sampling
 from retone.models.loading import add_adapter, load_base, load_tokenizer
 from retone.models.locate import LocatedModel, locate
 from retone.planning import Resolved, probe_machine
-from retone.run_dir import Run, find_run, read_json, read_jsonl
-from retone.workflows.create import from_row
+from retone.run_dir import Run, find_run, read_json
+from retone.workflows.create import read_rows
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def open_run(run: Run, *, offline: bool = False) -> Opened:
         )
     tokenizer = load_tokenizer(base)
     date = datetime.date.fromisoformat(manifest["date"]) if manifest["date"] else None
-    template = ChatTemplate(tokenizer, name=base.name, date=date)
+    template = ChatTemplate(tokenizer, name=base.name, date=date, style=model.template)
     changed = template.verify_lock(read_json(run.template_lock))
     if changed:
         raise InputError(
@@ -92,9 +92,9 @@ def open_run(run: Run, *, offline: bool = False) -> Opened:
     return Opened(run, resolved, base, tokenizer, template)
 
 
-def read_split(run: Run, name: str) -> list[Conversation]:
-    """The prepared rows of train, validation or test."""
-    return [from_row(row) for row in read_jsonl(run.split(name))]
+def read_split(run: Run, name: str, most: int | None = None) -> list[Conversation]:
+    """The prepared conversations of train, validation or test, the first `most` of them."""
+    return read_rows(run.split(name), most)
 
 
 def load(run: str | Run = "latest", *, offline: bool = False) -> Tuned:

@@ -31,6 +31,7 @@ def report_data(run: Run, evaluation: Path) -> ReportData:
         metrics=_headline_first(stored),
         scores=stored["scores"],
         differences=stored["differences"],
+        groups=stored["groups"],
         rows=[_row(row) for row in read_jsonl(evaluation / "answers.jsonl")],
         curves=read_jsonl(run.metrics),
         best_step=training["best_step"],

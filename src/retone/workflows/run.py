@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from retone import console
-from retone.config import Recipe, load_recipe
+from retone.config import Recipe, find_recipe, load_recipe
 from retone.evaluation.statistics import Spread, spread
 from retone.run_dir import Run, read_json, read_jsonl, write_json
 from retone.workflows.create import create
@@ -106,7 +106,7 @@ def run(
         offline: never ask a network.
     """
     settings = load_recipe(recipe, flags=flags, sets=sets)
-    name = name or Path(recipe).stem
+    name = name or find_recipe(recipe).stem
     results = []
     for seed in settings.train.seeds or [settings.train.seed]:
         one = _with_seed(settings, seed)

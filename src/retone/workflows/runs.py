@@ -107,7 +107,7 @@ def starter(text: str) -> str:
     ]
     for field, _, default, sentence in describe_fields():
         shown = "left out" if default == "None" else default
-        lines.append(f"# {field} = {shown}   {sentence}")
+        lines.append(f"# {field} = {shown}   {' '.join(sentence.split())}")
     return "\n".join(lines) + "\n"
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from retone import console
-from retone.config import load_recipe
-from retone.data.checks import Ledger, encode_all
+from retone.config import find_recipe, load_recipe
+from retone.data.preparing import PreparedData
 from retone.models.loading import save_adapter
 from retone.models.methods import METHODS, count_parameters
 from retone.run_dir import Run, read_json, whole_folder, write_json
 from retone.training.loop import FitData, FitResult, fit
 from retone.workflows.create import create
-from retone.workflows.load import open_run, read_split
+from retone.workflows.load import open_run
 
 
 def train(run: Run, *, offline: bool = False) -> FitResult:
@@ -30,9 +29,7 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
 
     opened = open_run(run, offline=offline)
     recipe = opened.resolved.recipe
-    limit = recipe.data.max_length
-    rows = encode_all(read_split(run, "train"), opened.template, Ledger(""), limit)
-    validation = encode_all(read_split(run, "validation"), opened.template, Ledger(""), limit)
+    data = PreparedData(run.data)
     torch.manual_seed(recipe.train.seed)
     model = METHODS[recipe.method.kind](opened.load_base_model(), recipe.method)
     parameters = count_parameters(model)
@@ -41,7 +38,7 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
     with run.locked(), console.ticker() as tick:
         result = fit(
             model,
-            FitData(rows, validation, pad_id=opened.template.stop_id),
+            FitData(data.rows("train"), data.rows("validation"), opened.template.stop_id),
             recipe.train,
             opened.resolved.total_steps,
             checkpoints=run.checkpoints,
@@ -49,7 +46,13 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
             listen=_listener(tick, recipe.train.minutes),
         )
         with whole_folder(run.adapter) as staging:
-            save_adapter(model, opened.base, staging)
+            save_adapter(
+                model,
+                opened.base,
+                staging,
+                tokenizer=opened.tokenizer,
+                template=opened.template.text,
+            )
         write_json(run.training, {**asdict(result), "parameters": asdict(parameters)})
     return result
 
@@ -83,7 +86,9 @@ def train_recipe(
 ) -> TrainResult:
     """Only the training stage of `retone run`; arguments as there."""
     settings = load_recipe(recipe, flags=flags, sets=sets)
-    found = create(settings, name=name or Path(recipe).stem, fresh=not resume, offline=offline)
+    found = create(
+        settings, name=name or find_recipe(recipe).stem, fresh=not resume, offline=offline
+    )
     console.note(f"{found.path}: {found.told}")
     if found.status in ("new", "interrupted"):
         train(found, offline=offline)
