@@ -22,12 +22,12 @@ _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 def written_instruction(rows: Sequence[Conversation], system: str | None) -> str:
     """A system prompt that describes how the answers of `rows` are written.
 
-    Raises ValueError when there are no rows to describe.
+    Without rows (a model trained on plain text) it is `system` alone.
     """
-    if not rows:
-        raise ValueError("no rows to describe")
-    lengths = sorted(len(row.answer.split()) for row in rows)
     parts = [system or "Answer the user."]
+    if not rows:
+        return parts[0]
+    lengths = sorted(len(row.answer.split()) for row in rows)
     markers = style_markers(rows)
     if markers:
         parts.append(f"Words that are typical of the answers: {', '.join(markers)}.")
