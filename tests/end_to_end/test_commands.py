@@ -236,7 +236,7 @@ def test_adapter_loads_in_plain_peft_with_the_same_answers(
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
         base, adapter = sys.argv[1:]
-        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer = AutoTokenizer.from_pretrained(adapter)  # with the template trained with
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         model = PeftModel.from_pretrained(model, adapter)
         answers = []

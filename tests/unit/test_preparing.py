@@ -128,6 +128,7 @@ def test_nothing_left_says_why(tmp_path: Path) -> None:
         prepared(tmp_path, train=path, test=path)
     assert caught.value.code == "nothing-trained"
     assert "rows.jsonl: 5 rows read; also-in-test: 5" in caught.value.found
+    assert "--test FILE" in caught.value.remedy
     bad = write(tmp_path / "bad.jsonl", [{"prompt": "x", "completion": 3}])
     with pytest.raises(InputError) as caught:
         prepared(tmp_path, train=bad, bad_rows="drop", format="pair")

@@ -275,7 +275,9 @@ def _require_training_rows(table: SampleTable) -> None:
     raise InputError(
         "no token of the training data would be trained",
         "; ".join(told),
-        "mend the rows that are named, raise data.max_length, or --set data.deduplicate=none",
+        "test on other rows than are trained on: --test FILE, or leave data.test out"
+        if any(ledger.dropped["also-in-test"] for ledger in table.ledgers)
+        else "mend the rows that are named, raise data.max_length, or --set data.deduplicate=none",
         "nothing-trained",
     )
 

@@ -156,7 +156,7 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in (
            "whole words|case:no|mean over rows with keywords", _mean),
     Metric("json_valid", "valid JSON", True, _PERCENT, "the whole answer is one JSON object",
            _mean, binary=True),
-    Metric("json_fields", "JSON fields", True, _PERCENT,
+    Metric("json_fields", "right fields", True, _PERCENT,
            "equal top-level fields / fields of either side|mean of rows", _mean),
     Metric("perplexity", "perplexity", False, (1.0, _INF), "exp(nats/token)", _perplexity),
     Metric("bits_per_byte", "bits per byte", False, (0.0, _INF), "bits/byte of UTF-8", _ratio),
