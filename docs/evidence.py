@@ -219,6 +219,9 @@ def evidence_table(proofs: dict[str, dict[str, Any]]) -> str:
         label = METRICS[metric].label
         cells = (label, *others, f"**{tuned}**", rows, minutes, where)
         lines.append(f"| [{name}](docs/results.md#{name}) | {' | '.join(cells)} |")
+    open_ = [name for name, proof in scored.items() if proof["verdict"].startswith("not resolved")]
+    if open_:
+        lines.append(f"\nThese rows cannot tell whether tuning won: {', '.join(open_)}.")
     notes = dict.fromkeys(proof["base_model"] for proof in scored.values() if "base_model" in proof)
     return "\n".join([*lines, *(f"\nBase model: {note}" for note in notes)])
 

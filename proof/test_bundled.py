@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from record import record
+from retone.run_dir import read_jsonl
 from test_recipes import facts, run
 
 DECLINED = "not in the handbook"
@@ -42,8 +43,8 @@ def test_qa(tmp_path: Path) -> None:
     """Learned, invented, declined: the share of answers that say it is not in the handbook."""
     found = told("qa", tmp_path)
     directory = found.pop("directory")
-    test = [json.loads(line) for line in (directory / "data" / "test.jsonl").open()]
-    answers = [json.loads(line) for line in (directory / "evaluation" / "answers.jsonl").open()]
+    test = read_jsonl(directory / "data" / "test.jsonl")
+    answers = read_jsonl(directory / "evaluation" / "answers.jsonl")
     answers = [row for row in answers if not row["showcase"]]
     declined: dict[str, dict[str, float]] = {}
     for group in dict.fromkeys(row["extra"]["group"] for row in test):
