@@ -111,7 +111,8 @@ def test_results_come_from_proof_files(copy: Path) -> None:
     lead = {"tuned-copy": {"bleu": {"value": 11.11, "low": 2, "high": 21.5, "p_adjusted": 0.01}}}
     said = {"base": {"text": "a\nb | c"}, "tuned": {"text": "B, a."}}
     proof(
-        copy, "yoda", headline="bleu", verdict="not resolved: x", scores=scores, differences=lead, signatures={"bleu": "sig"},
+        copy, "yoda", headline="bleu", verdict="not resolved: x", scores=scores,
+        differences=lead, signatures={"bleu": "sig"},
         seconds={"train": 60.0, "evaluate": 30.0}, base_model="some weights",
         examples=[{"prompt": "Hi.", "answers": said}],
     )  # fmt: skip
