@@ -220,12 +220,19 @@ def _score_group(data: ReportData, metric: Table) -> dict[str, Any]:
 def _parts(data: ReportData) -> list[dict[str, Any]]:
     """The headline metric of each group of rows, one cell a candidate."""
     name = str(data.metrics[0]["name"]) if data.metrics else ""
-    parts = []
-    for group, by in data.groups.items():
-        scores = [_score(by, str(candidate["name"]), name) for candidate in data.candidates]
-        cells = [_shown(score, digits_of(scores)) for score in scores]
-        parts.append({"name": group or "(none)", "rows": _rows_of(scores), "cells": cells})
-    return parts
+    scored = {
+        group: [_score(by, str(candidate["name"]), name) for candidate in data.candidates]
+        for group, by in data.groups.items()
+    }
+    digits = digits_of([score for scores in scored.values() for score in scores])
+    return [
+        {
+            "name": group or "(none)",
+            "rows": _rows_of(scores),
+            "cells": [_shown(score, digits) for score in scores],
+        }
+        for group, scores in scored.items()
+    ]
 
 
 def _shown(score: Table, digits: int) -> dict[str, str]:
