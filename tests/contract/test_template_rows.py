@@ -27,9 +27,10 @@ from chat_models import (
     trained_ids,
     trained_runs,
 )
+from retone.batch import EncodedRow
 from retone.chat_template import ChatTemplate, RowRejected
-from retone.conversation import Conversation, Message
-from retone.data.checks import Ledger, encode_all
+from retone.conversation import Conversation, Document, Message
+from retone.data.checks import Ledger, encode_each
 from retone.tokens import TextTokenizer, Tokens
 
 ARGUMENTS = {"city": 'the "old" town', "days": 3, "alert": True, "units": ["°C", "mm"]}
@@ -368,6 +369,20 @@ def test_a_batch_gives_what_one_conversation_gives() -> None:
         assert template.encode_batch([]) == []
 
 
+def encoded_rows(*given: Any) -> list[EncodedRow]:
+    """The rows of all samples in one list."""
+    return [row for rows in encode_each(*given) for row in rows]
+
+
+def test_without_a_limit_a_document_is_one_row_even_where_a_character_is_several_tokens() -> None:
+    text = "\N{CUNEIFORM SIGN A}" * 30
+    for name in ("smollm2", "tinyllama"):
+        ledger = Ledger("d.txt")
+        (row,) = encoded_rows([Document(text, "d.txt", 1)], template_of(name), ledger)
+        assert ledger.used == 1
+        assert len(row.input_ids) >= 2 * len(text)
+
+
 def test_the_ledger_counts_what_was_stripped_and_dropped() -> None:
     conversations = [
         Conversation(tuple(chat("Hi", " Hello. ")), "chats.jsonl", 1),
@@ -375,7 +390,7 @@ def test_the_ledger_counts_what_was_stripped_and_dropped() -> None:
         Conversation(tuple(chat("Hi")), "chats.jsonl", 3),
     ]
     ledger = Ledger("chats.jsonl")
-    rows = encode_all(conversations, template_of("llama-3.1"), ledger)
+    rows = encoded_rows(conversations, template_of("llama-3.1"), ledger)
     assert rows[0].input_ids == rows[1].input_ids
     assert (ledger.read, ledger.used, ledger.stripped) == (3, 2, 1)
     assert ledger.as_json()["stripped"] == 1
@@ -387,10 +402,10 @@ def test_the_ledger_cuts_old_turns_and_passes_on_what_is_trained() -> None:
     (whole,), (short,) = template.encode(MULTI), template.encode(MULTI[2:], train_on="last")
     ledger = Ledger("chats.jsonl")
     limit = len(short.input_ids)
-    (row,) = encode_all([Conversation(tuple(MULTI))], template, ledger, limit, "last")
+    (row,) = encoded_rows([Conversation(tuple(MULTI))], template, ledger, limit, "last")
     assert row == short
     assert (ledger.cut_turns, ledger.cut_tokens) == (2, len(whole.input_ids) - limit)
-    assert encode_all([Conversation(tuple(SINGLE))], template, ledger, 5) == []
+    assert encoded_rows([Conversation(tuple(SINGLE))], template, ledger, 5) == []
     assert dict(ledger.dropped) == {"longer-than-max-length": 1}
 
 

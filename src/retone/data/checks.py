@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from retone.batch import EncodedRow
 from retone.chat_template import RowRejected, TrainOn
 from retone.conversation import Conversation, Document, Message, Preference
-from retone.errors import InputError
 
 KEPT_EXAMPLES = 5  # row numbers kept per reason
 TOGETHER = 512  # conversations that are tokenised in one call
@@ -108,18 +107,6 @@ class Ledger:
         }
 
 
-def encode_all(
-    conversations: Iterable[Conversation],
-    template: Template,
-    ledger: Ledger,
-    max_length: int | None = None,
-    train_on: TrainOn = "all",
-) -> list[EncodedRow]:
-    """The rows of all conversations; see `encode_each`."""
-    encoded = encode_each(conversations, template, ledger, max_length, train_on)
-    return [row for rows in encoded for row in rows]
-
-
 def encode_each(
     samples: Iterable[Conversation | Document],
     template: Template,
@@ -148,7 +135,8 @@ def encode_each(
 
 
 def _document_rows(sample: Document, template: Template, max_length: int | None) -> Encoded:
-    length = max_length or len(sample.text) + 2  # no token is shorter than a character
+    # No token is shorter than a byte; the tokenizer may add one at either end.
+    length = max_length or len(sample.text.encode("utf-8", "surrogatepass")) + 2
     try:
         return template.encode_document(sample.text, length, source=sample.source, row=sample.row)
     except RowRejected as rejected:
@@ -171,20 +159,6 @@ def _accounted(
         ledger.masked += len(row.input_ids) - trained
         ledger.lengths.append(len(row.input_ids))
     return rows
-
-
-def require_trained(ledger: Ledger) -> None:
-    """InputError, with the reasons, when no token of the data would be trained."""
-    if ledger.trained:
-        return
-    reasons = "; ".join(f"{reason}: {count} rows" for reason, count in ledger.dropped.items())
-    examples = "; ".join(places[0] for places in ledger.examples.values())
-    raise InputError(
-        "no token of the training data would be trained",
-        f"{ledger.path}: {ledger.read} rows read; {reasons or 'every turn is masked'} {examples}",
-        "mend the rows that are named, or raise data.max_length",
-        "nothing-trained",
-    )
 
 
 def _cut_to_fit(

@@ -98,6 +98,7 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
     )
     model = ModelFacts(parameters=weights_parameters(base.path), context=context)
     resolved = resolve(recipe, probe_machine(), facts, model)
+    resolved.chosen["model.template"] = Choice(recipe.model.template, template.origin)
     if template.date is not None:
         because = "the template prints today's date; it is pinned"
         pinned = Choice(template.date.isoformat(), because)
