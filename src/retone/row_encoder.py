@@ -136,7 +136,7 @@ class RowEncoder:
         """The row of a draft; RowRejected where its tokens do not say what its text says."""
         if isinstance(tokens, RowRejected):
             raise tokens
-        length = len(tokens.ids)
+        length = len(tokens)
         if draft.turns is None and length < 2:
             raise RowRejected("nothing-trained", f"{length} tokens, none with another before it")
         weights = [0.0] + [1.0 if draft.turns is None else 0.0] * (length - 1)
@@ -148,9 +148,8 @@ class RowEncoder:
     def _span(self, turn: Turn, row: Tokens) -> tuple[int, int]:
         """First trained token of a turn and its stop token, as indices into `row`."""
         first = self.tokenizer.prompt_length(row, turn.start)
-        stop = bisect_left(row.offsets, (turn.stop,))
-        found = row.offsets[stop : stop + 1]
-        if not found or found[0][0] != turn.stop or row.ids[stop] != turn.stop_id:
+        stop = row.before(turn.stop)
+        if stop == len(row) or row.place(stop)[0] != turn.stop or row.ids[stop] != turn.stop_id:
             after = row.text[turn.stop :][:EXCERPT]
             raise RowRejected("no-stop-token", f"the answer is followed by {after!r}")
         self._check_answer(row.ids[first:stop], row.text[turn.start : turn.stop], turn.message)
@@ -184,7 +183,7 @@ def _weights(turn: Turn, row: Tokens, first: int, stop: int) -> list[float]:
     if not turn.message.spans:
         return weights
     # Some tokenizers leave the space at the beginning of a token out of its characters.
-    starts = [min(row.offsets[at][0], row.offsets[at - 1][1]) for at in range(first, stop)]
+    starts = [min(row.place(at)[0], row.place(at - 1)[1]) for at in range(first, stop)]
     begin = turn.content
     for piece, weight in turn.message.spans:
         end = begin + len(piece)

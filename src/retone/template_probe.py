@@ -131,8 +131,9 @@ def _probe_layout(render: Renderer, tokenizer: TextTokenizer) -> Layout:
 def _ending_after(at: int, text: str, tokenizer: TextTokenizer) -> tuple[int, Ending]:
     """The first token from the character `at` on that ends generation, and where it begins."""
     tokens = tokenizer.tokenize(text)
-    for token, (start, _) in zip(tokens.ids, tokens.offsets, strict=True):
-        if start >= at and token in tokenizer.end_ids:
+    for index in range(tokens.before(at), len(tokens)):
+        if (token := tokens.ids[index]) in tokenizer.end_ids:
+            start = tokens.place(index)[0]
             return start, Ending(text[start:], token)
     raise RowRejected("no-stop-token", f"no end token in the tail {text[-EXCERPT:]!r}")
 

@@ -5,23 +5,46 @@ Loads without torch and transformers: the tokenizer is handed in.
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from retone.batch import EncodedRow
 from retone.rendering import EXCERPT, RowRejected
 
+# Rows are encoded in threads of ours (see `data.checks`), where the tokenizer's own get in the way.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 _LONGEST_KEPT = 200  # characters; longer ends of prompts are questions, which seldom come again
 
 
-class Tokens(NamedTuple):
-    """A text, its token ids and the (start, end) characters of each token."""
+class Tokens:
+    """A text and its tokens.
 
-    text: str
-    ids: list[int]
-    offsets: list[tuple[int, int]]
+    Attributes:
+        text: what was tokenised.
+        ids: token ids.
+    """
+
+    def __init__(self, text: str, encoding: Any) -> None:
+        self.text = text
+        self.ids: list[int] = encoding.ids
+        # Few of the places are ever asked for; all of them would be a list of pairs a row.
+        self._place = encoding.token_to_chars
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def place(self, at: int) -> tuple[int, int]:
+        """First character of the token `at`, and the one after its last."""
+        found: tuple[int, int] = self._place(at)
+        return found
+
+    def before(self, char: int) -> int:
+        """The number of tokens that begin before the character `char`."""
+        return bisect_left(range(len(self.ids)), char, key=lambda at: self.place(at)[0])
 
 
 class TextTokenizer:
@@ -39,8 +62,9 @@ class TextTokenizer:
         self.end_of_text: frozenset[int] = frozenset({tokenizer.eos_token_id} - {None})
         self.end_ids = end_ids(tokenizer)
         self.added: tuple[str, ...] = tuple(map(str, tokenizer.added_tokens_decoder.values()))
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        plain = getattr(backend, "normalizer", None) is None
+        # The tokenizer's own core: the wrapper around it costs a tenth of the time.
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        plain = getattr(self._backend, "normalizer", None) is None
         # Added tokens that are cut out of a text before anything else looks at it.
         self._anchors = {
             token: entry.content
@@ -62,18 +86,16 @@ class TextTokenizer:
         good = [text for text, rejected in zip(texts, found, strict=True) if rejected is None]
         if not good:
             return [rejected for rejected in found if rejected is not None]
-        try:
-            # Adding special tokens would double those that the template has written.
-            encoding = self._tokenizer(
-                good,
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                verbose=False,
-            )
-        except NotImplementedError as error:
-            return [RowRejected("slow-tokenizer", f"no character offsets: {error}")] * len(texts)
-        made = map(Tokens, good, encoding["input_ids"], encoding["offset_mapping"])
+        if self._backend is None:
+            slow = f"{type(self._tokenizer).__name__} tells no character offsets"
+            return [RowRejected("slow-tokenizer", slow)] * len(texts)
+        if self._backend.truncation is not None:
+            self._backend.no_truncation()
+        if self._backend.padding is not None:
+            self._backend.no_padding()
+        # Adding special tokens would double those that the template has written.
+        encoded = self._backend.encode_batch(good, add_special_tokens=False)
+        made = map(Tokens, good, encoded)
         return [next(made) if rejected is None else rejected for rejected in found]
 
     def decode(self, ids: Sequence[int], context: Sequence[int] = ()) -> str:
@@ -94,15 +116,15 @@ class TextTokenizer:
         Raises:
             RowRejected: `tokens-merge-at-answer`, where a token spans the end of the prompt.
         """
-        at = max(0, bisect_left(row.offsets, (end,)) - 1)
+        at = max(0, row.before(end) - 1)
         while at > 0 and not self._is_anchor(row, at):
             at -= 1
-        start = row.offsets[at][0] if at > 0 else 0
+        start = row.place(at)[0] if at > 0 else 0
         ending = row.text[start:end]
         ids = self._ids_of_end(ending) if len(ending) <= _LONGEST_KEPT else self._ids(ending)
         first = at + len(ids)
         # An added token may swallow the white space after it, with the same ids: hence the offset.
-        if row.ids[at:first] != ids or row.offsets[first - 1][1] > end:
+        if row.ids[at:first] != ids or row.place(first - 1)[1] > end:
             where = f"{row.text[:end][-EXCERPT:]!r} and {row.text[end:][:EXCERPT]!r}"
             raise RowRejected("tokens-merge-at-answer", f"a token spans the end of {where}")
         return first
@@ -110,7 +132,7 @@ class TextTokenizer:
     def _is_anchor(self, row: Tokens, at: int) -> bool:
         """Whether an added token stands at `at`, written out as it is."""
         content = self._anchors.get(row.ids[at])
-        return content is not None and row.text[slice(*row.offsets[at])].strip() == content
+        return content is not None and row.text[slice(*row.place(at))].strip() == content
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenize(text).ids
@@ -118,11 +140,7 @@ class TextTokenizer:
     def _decode(self, ids: Sequence[int]) -> str:
         if not ids:
             return ""
-        return str(
-            self._tokenizer.decode(
-                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-            )
-        )
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
 
 
 def end_ids(tokenizer: Any) -> frozenset[int]:

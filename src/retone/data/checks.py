@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -13,7 +15,8 @@ from retone.chat_template import RowRejected, TrainOn
 from retone.conversation import Conversation, Document, Message, Preference
 
 KEPT_EXAMPLES = 5  # row numbers kept per reason
-TOGETHER = 512  # conversations that are tokenised in one call
+TOGETHER = 128  # conversations that are tokenised in one call
+THREADS = min(4, os.cpu_count() or 1)  # that do so; what they do in Python they do in turn
 
 Encoded = list[EncodedRow] | RowRejected
 
@@ -120,10 +123,8 @@ def encode_each(
     tokens loses its oldest turns, whole, until it fits; where its answer or end token would still
     be cut it is dropped and counted. Documents become rows of `max_length` tokens.
     """
-    waiting = iter(samples)
-    while together := list(islice(waiting, TOGETHER)):
-        chats = [sample for sample in together if isinstance(sample, Conversation)]
-        encoded = iter(template.encode_batch(chats, train_on=train_on))
+    for together, chats in _encoded_ahead(samples, template, train_on):
+        encoded = iter(chats)
         for sample in together:
             if isinstance(sample, Conversation):
                 rows = next(encoded)
@@ -132,6 +133,33 @@ def encode_each(
             else:
                 rows = _document_rows(sample, template, max_length)
             yield _accounted(sample, rows, template, ledger)
+
+
+def _encoded_ahead(
+    samples: Iterable[Conversation | Document], template: Template, train_on: TrainOn
+) -> Iterator[tuple[Sequence[Conversation | Document], list[Encoded]]]:
+    """A few hundred samples at a time, and what each conversation among them is encoded to.
+
+    The tokenizer lets go of the interpreter while it works, so other threads render and verify.
+    """
+    waiting = iter(samples)
+
+    def submit() -> bool:
+        together = list(islice(waiting, TOGETHER))
+        chats = [sample for sample in together if isinstance(sample, Conversation)]
+        if together:
+            ahead.append((together, pool.submit(template.encode_batch, chats, train_on=train_on)))
+        return bool(together)
+
+    ahead: deque[tuple[Sequence[Conversation | Document], Future[list[Encoded]]]] = deque()
+    with ThreadPoolExecutor(THREADS) as pool:
+        while len(ahead) <= THREADS and submit():
+            pass
+        while ahead:
+            together, encoded = ahead.popleft()
+            found = encoded.result()
+            submit()
+            yield together, found
 
 
 def _document_rows(sample: Document, template: Template, max_length: int | None) -> Encoded:
