@@ -5,6 +5,7 @@ python docs/generate.py --check    names what is stale and exits 1
 
 docs/cli.md            the help of every verb, and every recipe field
 docs/dependencies.md   pyproject.toml, docs/dependencies.toml, tables/models.toml
+docs/findings.md       the table of retone/data/findings.py
 docs/results.md        every proof/results/*.json and benchmarks/results/*.json
 README.md              the lines between the results markers, from the same files
 """
@@ -26,6 +27,7 @@ from typing import Any
 from typer.main import get_command
 
 from evidence import MADE_BY, read_proofs, results_block, results_page
+from findings_table import findings_page
 from format_table import formats_page
 from retone.cli import app, main
 from retone.config import Recipe, SourceSection, describe_fields
@@ -185,6 +187,7 @@ def documents(root: Path) -> dict[Path, str]:
         root / "README.md": before + block + after,
         root / "docs" / "cli.md": cli_page(),
         root / "docs" / "dependencies.md": dependencies_page(root),
+        root / "docs" / "findings.md": findings_page(),
         root / "docs" / "results.md": results_page(proofs, benchmarks),
     }
 

@@ -111,16 +111,32 @@ def import_verb(
 
 @app.command("inspect")
 def inspect_verb(
-    what: Annotated[str, typer.Argument(metavar="RECIPE|DATA", help="What to look at.")],
+    what: Annotated[list[str], typer.Argument(metavar="RECIPE|DATA...", help="What to look at.")],
     tokens: Annotated[int, typer.Option(min=0, help="Rows whose trained tokens to show.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write all of it as a page.")] = None,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write a copy: mojibake, white space, equal rows mended.")
+    ] = None,
+    redact: Annotated[
+        Path | None, typer.Option(help="Write a copy without secrets and personal data.")
+    ] = None,
+    against: Annotated[list[str] | None, _flag("against")] = None,
     model: Model = None, train: Train = None, test: Test = None, sets: Sets = None,
     offline: Offline = False, json: Json = False, debug: Debug = False,
 ) -> Call:  # fmt: skip
-    """Show row shapes and the token ledger: what is trained, masked, cut and dropped."""
-    from retone.workflows.inspect import inspect
+    """Check data before training: row shapes, tokens trained, findings. Exit 1 for an error."""
+    from retone.workflows.inspect import clean_copy, inspect
 
-    flags = _flags(model=model, train=train, test=test)
-    return partial(inspect, what, tokens=tokens, flags=flags, sets=sets or (), offline=offline)
+    flags = _flags(model=model, train=train, test=test, against=against)
+    if fix and redact:
+        raise typer.BadParameter("one copy at a time: --fix first, then --redact on the copy")
+    if fix:
+        return partial(clean_copy, what, fix, "fix", flags=flags, sets=sets or ())
+    if redact:
+        return partial(clean_copy, what, redact, "redact", flags=flags, sets=sets or ())
+    return partial(
+        inspect, what, tokens=tokens, html=html, flags=flags, sets=sets or (), offline=offline
+    )
 
 
 @app.command("train")

@@ -95,6 +95,10 @@ class DataSection(Section):
     """Rows that cannot be read or converted: an error that names them, or a counted drop."""
     test: str | list[SourceSection] | None = None
     """Held-out file or sources. Left out: `eval_fraction` of the training rows."""
+    against: list[str] = Field(default_factory=list)
+    """Further files whose rows must not be trained on, such as benchmarks: only looked for."""
+    allow: list[str] = Field(default_factory=list)
+    """Codes of error-level findings (docs/findings.md) that do not stop a run."""
     eval_fraction: Annotated[Finite, Field(gt=0, lt=1)] = 0.1
     """Share of the training rows held out when there is no test file, picked by content hash."""
     validation_fraction: Annotated[Finite, Field(ge=0, lt=1)] = 0.05
@@ -115,10 +119,11 @@ class DataSection(Section):
     max_length: Annotated[int, Field(gt=0)] | None = None
     """Longest row in tokens; left out: the longest row of the data, within the model's context."""
 
-    def sources(self, split: Literal["train", "test"]) -> list[SourceSection]:
+    def sources(self, split: Literal["train", "test", "against"]) -> list[SourceSection]:
         """The sources of a split, each with the section's format and columns where it has none."""
-        given = self.train if split == "train" else self.test
-        found = [SourceSection(path=given)] if isinstance(given, str) else given or []
+        given = {"train": self.train, "test": self.test or [], "against": self.against}[split]
+        listed = [given] if isinstance(given, str) else given
+        found = [SourceSection(path=one) if isinstance(one, str) else one for one in listed]
         return [
             source.model_copy(
                 update={
@@ -221,6 +226,7 @@ FLAGS: dict[str, str] = {
     "model": "model.name",
     "train": "data.train",
     "test": "data.test",
+    "against": "data.against",
     "epochs": "train.epochs",
     "seed": "train.seed",
 }
@@ -300,13 +306,20 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
         values["model"]["template"] = _anchored(template, folder)
     if not isinstance(data, dict):
         return
-    for key in ("train", "test"):
+    for key in ("train", "test", "against"):
         value = data.get(key)
         if isinstance(value, str):
             data[key] = _anchored(value, folder)
-        for source in value if isinstance(value, list) else ():
-            if isinstance(source, dict) and isinstance(source.get("path"), str):
-                source["path"] = _anchored(source["path"], folder)
+        elif isinstance(value, list):
+            data[key] = [_anchored_source(source, folder) for source in value]
+
+
+def _anchored_source(source: Any, folder: Path) -> Any:
+    if isinstance(source, str):
+        return _anchored(source, folder)
+    if isinstance(source, dict) and isinstance(source.get("path"), str):
+        return {**source, "path": _anchored(source["path"], folder)}
+    return source
 
 
 def _anchored(path: str, folder: Path) -> str:

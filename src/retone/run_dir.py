@@ -56,8 +56,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is either the old one or the whole new one."""
+def write_whole(path: Path, text: str | Iterable[str]) -> None:
+    """Write a text file, whole or in pieces, so that it is either the old one or all of the new."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -65,7 +65,7 @@ def write_whole(path: Path, text: str) -> None:
         raise _disk_error(error, path) from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines([text] if isinstance(text, str) else text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

@@ -149,7 +149,7 @@ def test_wrong_data(
 def test_every_broken_row_is_counted(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (work / "rows.jsonl").open("a") as file:
         file.write('{"prompt": "x", "completion": 3}\n' * 7)
-    told = fails(["inspect", "my.toml"], capsys, 2)
+    told = fails(["train", "my.toml"], capsys, 2)
     assert "7 rows of the data" in told
     assert "line 13: field completion: text is expected, found 3" in told
     assert "(+2 more)" in told

@@ -22,7 +22,7 @@ PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 # Used without an import of ours: transformers opens GGUF files with it.
 NOT_IMPORTED = {"gguf"}
-IMPORTED_AS = {"pyyaml": "yaml"}
+IMPORTED_AS = {"python_stdnum": "stdnum", "pyyaml": "yaml"}
 
 
 @pytest.fixture
@@ -63,6 +63,7 @@ SPDX = {
     "Apache 2.0 License": "Apache-2.0",
     "MIT License": "MIT",
     "BSD License": "BSD-3-Clause",
+    "GNU Lesser General Public License v2 or later (LGPLv2+)": "LGPL-2.1-or-later",
 }
 
 
@@ -189,6 +190,9 @@ def test_every_dependency_is_used() -> None:
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add((node.module or "").partition(".")[0])
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "import_module":
+                texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+                imported |= {str(text).partition(".")[0] for text in texts}
     needed = {IMPORTED_AS.get(name, name) for name in declared}
     assert needed - imported == NOT_IMPORTED
 

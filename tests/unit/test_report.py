@@ -5,23 +5,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from retone.evaluation import plots
-from retone.evaluation.report import ReportData, csp_hash, render_report
+from html_pages import NASTY, Page
+from retone.evaluation import numbers, plots
+from retone.evaluation.page import csp_hash
+from retone.evaluation.report import ReportData, render_report
 
-NASTY = {
-    "script": "<script>alert(1)</script></p></body>",
-    "quotes": """" onload="x" ' <b>&amp; &lt;""",
-    "rtl": "שלום \u202eevil\u202c مرحبا",
-    "long word": "Donaudampfschifffahrt" * 40,
-    "emoji": "👩‍👩‍👧‍👦 🛸",
-    "template": "{{ 7 * 7 }} {% raw %}",
-    "lines": "first\n\n  second\n\n\n```\ncode\n```",
-}
 CANDIDATES = [
     {"name": "copy", "label": "prompt copied", "what": "the prompt itself"},
     {"name": "base", "label": "base model", "what": "before training"},
@@ -86,51 +78,6 @@ def sample(**changes: Any) -> ReportData:
         notes=["Differences below 5 BLEU cannot be told from luck."],
     )  # fmt: skip
     return replace(data, **changes)
-
-
-class Page(HTMLParser):
-    """What a browser would see: elements, text by element, and the outermost drawings."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.of: dict[str, list[str]] = {}
-        self.drawings: list[set[str]] = []
-        self._open: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-        if tag == "svg" and "svg" not in self._open:
-            self.drawings.append(set())
-        elif "svg" in self._open:
-            self.drawings[-1].add(tag)
-        if tag not in ("meta", "input", "br", "wbr"):
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open, f"</{tag}> closes nothing"
-        assert self._open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.of.setdefault(self._open[-1], []).append(data)
-        self.text.append(data)
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
-
-    def attributes(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def words(self) -> str:
-        return " ".join("".join(self.text).split())
 
 
 def everywhere(text: str) -> ReportData:
@@ -288,23 +235,23 @@ def test_the_verdict_is_set_apart_from_its_bracket_and_its_outlook() -> None:
 
 def test_numbers_carry_what_their_interval_supports() -> None:
     bare = {"low": None, "high": None}
-    assert plots.digits_of([number(74.7, 3.9), number(8.6, 12)]) == 1
-    assert plots.digits_of([number(0.357, 0.05)]) == 3
-    assert plots.digits_of([number(9000, 1000)]) == 0
-    assert plots.digits_of([{"value": 61.2, **bare}]) == 1
-    assert plots.digits_of([{"value": 0.5, **bare}]) == 3
-    assert plots.digits_of([number(0, 0)]) == 3
-    assert plots.digits_of([]) == 3
+    assert numbers.digits_of([number(74.7, 3.9), number(8.6, 12)]) == 1
+    assert numbers.digits_of([number(0.357, 0.05)]) == 3
+    assert numbers.digits_of([number(9000, 1000)]) == 0
+    assert numbers.digits_of([{"value": 61.2, **bare}]) == 1
+    assert numbers.digits_of([{"value": 0.5, **bare}]) == 3
+    assert numbers.digits_of([number(0, 0)]) == 3
+    assert numbers.digits_of([]) == 3
 
 
 def test_numbers_as_people_read_them() -> None:
     minus = "\N{MINUS SIGN}"
-    assert [plots.plain(v, 1) for v in (-0.04, -1.26, 2.0)] == ["0.0", f"{minus}1.3", "2.0"]
-    assert plots.plain(12345.6, 0) == "12,346"
-    assert [plots.signed(v, 1) for v in (38.52, -0.4, 0.01)] == ["+38.5", f"{minus}0.4", "0.0"]
-    spans = [plots.span(v) for v in (6.24, 59.7, 523.7, 7300)]
+    assert [numbers.plain(v, 1) for v in (-0.04, -1.26, 2.0)] == ["0.0", f"{minus}1.3", "2.0"]
+    assert numbers.plain(12345.6, 0) == "12,346"
+    assert [numbers.signed(v, 1) for v in (38.52, -0.4, 0.01)] == ["+38.5", f"{minus}0.4", "0.0"]
+    spans = [numbers.span(v) for v in (6.24, 59.7, 523.7, 7300)]
     assert spans == ["6.2 s", "1 min 0 s", "8 min 44 s", "2 h 1 min"]
-    assert [plots.size(v) for v in (999, 4090896384)] == ["999 B", "4.09 GB"]
+    assert [numbers.size(v) for v in (999, 4090896384)] == ["999 B", "4.09 GB"]
 
 
 def test_a_missing_score_says_so_and_says_why() -> None:

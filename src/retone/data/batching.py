@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from retone.batch import Batch, EncodedRow
+from retone.config import TrainSection
 
 BUCKET_BATCHES = 8  # rows of so many batches are sorted by length together
 
@@ -74,9 +75,30 @@ def micro_batches(
     """
     if not rows:
         return
-    padded = len(rows) * (max(len(row.input_ids) for row in rows) - shared)
-    parts = max(math.ceil(len(rows) / (most_rows or len(rows))), 1)
-    parts = min(len(rows), max(parts, math.ceil(padded / (most_tokens or padded))))
-    size = math.ceil(len(rows) / parts)
+    lengths = [len(row.input_ids) - shared for row in rows]
+    size = _micro_batch_rows(lengths, most_rows, most_tokens)
     for start in range(0, len(rows), size):
         yield collate(rows[start : start + size], pad_id)
+
+
+def padded_tokens(
+    lengths: Sequence[int], train: TrainSection, steps: Sequence[Sequence[int]]
+) -> int:
+    """Tokens of these steps' micro-batches, padding included."""
+    total = 0
+    for step in steps:
+        mine = [lengths[row] for row in step]
+        size = _micro_batch_rows(mine, train.micro_batch_size, train.micro_batch_tokens)
+        parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+        total += sum(len(part) * max(part) for part in parts)
+    return total
+
+
+def _micro_batch_rows(
+    lengths: Sequence[int], most_rows: int | None, most_tokens: int | None
+) -> int:
+    """Rows of each micro-batch of one step (see `micro_batches`)."""
+    padded = len(lengths) * max(lengths)
+    parts = max(math.ceil(len(lengths) / (most_rows or len(lengths))), 1)
+    parts = min(len(lengths), max(parts, math.ceil(padded / (most_tokens or padded))))
+    return math.ceil(len(lengths) / parts)

@@ -24,6 +24,8 @@ Encoded = list[EncodedRow] | RowRejected
 class Template(Protocol):
     """What encoding needs of a chat template (see `chat_template.ChatTemplate`)."""
 
+    stop_ids: frozenset[int]
+
     def encode_batch(
         self, conversations: Sequence[Conversation], *, train_on: TrainOn = "all"
     ) -> list[Encoded]:
@@ -66,6 +68,7 @@ class Ledger:
             or tokenizer do not keep it.
         dropped: reason -> conversations left out, with the row numbers of the first few.
         lengths: tokens of each training row.
+        ended: training rows whose last trained token is one that ends an answer.
     """
 
     path: str
@@ -82,6 +85,7 @@ class Ledger:
     dropped: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     lengths: list[int] = field(default_factory=list)
+    ended: int = 0
 
     def drop(self, reason: str, sample: Conversation | Preference | Document, detail: str) -> None:
         """Count one sample as left out."""
@@ -103,6 +107,7 @@ class Ledger:
             "dropped": dict(self.dropped),
             "examples": self.examples,
             "rows": len(self.lengths),
+            "ended": self.ended,
             "tokens": {"trained": self.trained, "masked": self.masked, "cut": self.cut_tokens},
             "cut_turns": self.cut_turns,
             "stripped": self.stripped,

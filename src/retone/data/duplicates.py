@@ -74,9 +74,12 @@ class Repeats:
     groups: NDArray[np.int32]
 
 
+_END = ".!?\N{HORIZONTAL ELLIPSIS}\N{IDEOGRAPHIC FULL STOP}\N{FULLWIDTH EXCLAMATION MARK} "
+
+
 def content_key(sample: Trainable) -> int:
     """A 64-bit hash of everything that is said; equal for equal samples wherever they stand."""
-    setting, turns = _said(sample)
+    setting, turns = spoken(sample)
     return _key("\x1e".join((setting, *turns)))
 
 
@@ -85,6 +88,16 @@ def question_key(sample: Trainable) -> int:
     turns = sample.prompt if isinstance(sample, Conversation) else ()
     said = [" ".join(turn.content.casefold().split()) for turn in turns if turn.role != "system"]
     return _key("\x1e".join(said)) if said else content_key(sample)
+
+
+def answer_key(sample: Trainable) -> int:
+    """A 64-bit hash of the last answer, without regard to case, spacing and the end's punctuation.
+
+    That of a document is its content key.
+    """
+    if not isinstance(sample, Conversation):
+        return content_key(sample)
+    return _key(" ".join(sample.answer.casefold().split()).rstrip(_END))
 
 
 def find_repeats(
@@ -212,7 +225,7 @@ class _Comparison:
 
     def _signatures(self, samples: Sequence[Trainable]) -> tuple[NDArray[np.uint32], Flags]:
         """Band hashes [rows, BANDS], and which rows have no 3-gram to be told by."""
-        said = [_said(sample)[1] for sample in samples]
+        said = [spoken(sample)[1] for sample in samples]
         grams, starts = word_grams(turn for turns in said for turn in turns)
         rows = starts[np.cumsum([0, *map(len, said)])]
         telling = ~_is_in(grams, self._template)
@@ -229,7 +242,7 @@ class _Comparison:
 
     def _text_of(self, row: int) -> _Text:
         (sample,) = self._read([row])
-        setting, turns = _said(sample)
+        setting, turns = spoken(sample)
         grams, starts = word_grams(turns)
         parts = np.split(grams, starts[1:-1])
         telling = [np.unique(part[~_is_in(part, self._template)]) for part in parts]
@@ -290,7 +303,7 @@ def _jaccard(one: Hashes, other: Hashes) -> float:
 
 def _template_grams(samples: Iterable[Trainable]) -> Hashes:
     """The sorted 3-grams that so many of the samples have that they tell none apart."""
-    each = [np.unique(word_grams(_said(sample)[1])[0]) for sample in samples]
+    each = [np.unique(word_grams(spoken(sample)[1])[0]) for sample in samples]
     grams, counts = np.unique(np.concatenate([*each, np.empty(0, np.uint64)]), return_counts=True)
     return grams[counts > max(TEMPLATE_ROWS, TEMPLATE_SHARE * len(each))]
 
@@ -320,7 +333,7 @@ def _same_question(questions: Hashes, place: NDArray[np.int64]) -> NDArray[np.in
     return np.stack([joined, first[joined]])
 
 
-def _said(sample: Trainable) -> tuple[str, tuple[str, ...]]:
+def spoken(sample: Trainable) -> tuple[str, tuple[str, ...]]:
     """The setting (system prompt and tools) and the texts of the other turns."""
     if not isinstance(sample, Conversation):
         return "", (sample.text,)

@@ -9,32 +9,30 @@ Samples wait in a file; memory holds a few numbers of each. What it comes to is 
     encoded/                                    `EncodedStore` of training and validation rows
     train.npy validation.npy                    which of its rows, in which order
     ledger.json                                 what became of every sample of every source
+    findings.json                               what is wrong with the rows, worst first
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from array import array
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retone.config import DataSection, SourceSection
-from retone.conversation import Conversation, Preference
-from retone.data.checks import KEPT_EXAMPLES, Ledger, Template
-from retone.data.duplicates import content_key, find_repeats, question_key
-from retone.data.formats import LOOKED_AT, Sample, convert, detect_shape
+from retone.config import DataSection
+from retone.data.checks import KEPT_EXAMPLES, Template
+from retone.data.collecting import as_trained, collect_samples, read_samples
+from retone.data.corpus_checks import corpus_findings
+from retone.data.duplicates import find_repeats
+from retone.data.findings import Finding, worst_first
 from retone.data.mixing import Hashes, balanced, ranks, sampled
-from retone.data.sample_table import SPLITS, TOLD_EVERY, SampleTable, Tick
-from retone.data.sources import BadRows, read_items
+from retone.data.sample_table import SPLITS, SampleTable, Tick
+from retone.data.sources import BadRows
 from retone.data.spool import Spool, Trainable
 from retone.data.store import EncodedStore, writing
-from retone.errors import InputError, nearest
+from retone.errors import InputError
 from retone.run_dir import read_json, write_json
 
 
@@ -53,6 +51,21 @@ class PreparedData:
         """{sources: one entry a source, notes: what was taken for granted about files}."""
         found: dict[str, Any] = read_json(self.folder / "ledger.json")
         return found
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong with the rows, worst first."""
+        return [Finding.from_json(each) for each in read_json(self.folder / "findings.json")]
+
+    def require_all_read(self) -> None:
+        """InputError that counts the rows that could not be read or converted."""
+        bad = BadRows()
+        for source in self.ledger["sources"]:
+            bad.count += source["dropped"].get("unusable", 0)
+            bad.texts += source["examples"].get("unusable", [])
+        bad.texts = bad.texts[:KEPT_EXAMPLES]
+        if bad.count:
+            raise bad.problems()
 
     def rows(self, split: str) -> EncodedStore:
         """The encoded rows of `train` (as often as they are trained in an epoch) or `validation`.
@@ -95,7 +108,7 @@ def prepare_data(
             of them are counted); no row has the column `data.split_by`; nothing is left to train.
     """
     with Spool(folder / "samples.jsonl") as spool:
-        table = _collect(data, spool, tick)
+        table = collect_samples(data, spool, tick)
     _require_training_rows(table)
     _drop_repeats(table, data, tick)
     _sample(table, data, seed)
@@ -111,112 +124,20 @@ def prepare_data(
     _balance(table, data, rank)
     table.hold_out("validation", data.validation_fraction, rank, groups)
     _require_training_rows(table)
-    _write(table, data, folder)
+    findings = corpus_findings(table, data, _against(data), tick)
+    _write(table, data, folder, template.stop_ids)
+    write_json(folder / "findings.json", [found.as_json() for found in worst_first(findings)])
     return PreparedData(folder)
 
 
-def read_samples(
-    source: SourceSection, data: DataSection, bad: BadRows
-) -> tuple[str, Iterator[Sample]]:
-    """The shape of a source in words, and its samples one by one.
-
-    Rows that cannot be used are added to `bad`. Raises InputError as `read_items`, `detect_shape`
-    and `convert` do.
-    """
-    items = read_items(source, bad)
-    first = list(islice(items, LOOKED_AT))
-    if not first:
-        return "nothing but rows that cannot be read", iter(())
-    shape = detect_shape([item.values for item in first], source, source.path)
-    samples = convert(chain(first, items), shape, system=data.system, values=data.values, bad=bad)
-    return f"{shape.name} ({shape.evidence})", samples
-
-
-def as_trained(sample: Sample) -> Trainable | None:
-    """What is trained of a sample: of a preference its chosen answer, or None without one."""
-    if not isinstance(sample, Preference):
-        return sample
-    if sample.chosen is None:
-        return None
-    messages = (*sample.prompt, sample.chosen)
-    return Conversation(messages, sample.source, sample.row, sample.extra, sample.tools)
-
-
-def _collect(data: DataSection, spool: Spool, tick: Tick) -> SampleTable:
-    """Read every source into the spool."""
-    tests = data.sources("test")
-    ledgers: list[Ledger] = []
-    keys, questions, topics = array("Q"), array("Q"), array("Q")
-    sources, chats = array("I"), array("B")
-    known: set[str] = set()
+def _against(data: DataSection) -> Iterator[Trainable]:
+    """The rows of the files that `data.against` names; InputError where some cannot be read."""
     bad = BadRows()
-    for at, source in enumerate([*tests, *data.sources("train")]):
-        ledger = Ledger(source.path)
-        ledgers.append(ledger)
-        for sample in _accounted(source, data, ledger, bad, is_test=at < len(tests)):
-            spool.append(sample)
-            key = content_key(sample)
-            keys.append(key)
-            questions.append(question_key(sample))
-            topics.append(_topic(sample, data.split_by, key))
-            sources.append(at)
-            chats.append(isinstance(sample, Conversation))
-            if data.split_by is not None and data.split_by not in known:
-                known.update(sample.extra)
-            if len(spool) % TOLD_EVERY == 0:
-                tick("reading", 0, 1, f"{len(spool):,} rows")
-    tick("reading", 1, 1, f"{len(spool):,} rows")
-    if bad.count and data.bad_rows == "error":
+    for source in data.sources("against"):
+        _, samples = read_samples(source, data, bad)
+        yield from filter(None, map(as_trained, samples))
+    if bad.count:
         raise bad.problems()
-    if data.split_by is not None and data.split_by not in known:
-        raise InputError(
-            "no row has the column that data.split_by names",
-            f"{data.split_by}{nearest(data.split_by, known)}; "
-            f"there are {', '.join(sorted(known)) or 'no further columns'}",
-            "--set data.split_by=COLUMN",
-            "missing-column",
-        )
-    return SampleTable(
-        spool,
-        ledgers,
-        len(tests),
-        bad.notes,
-        np.array(keys, np.uint64),
-        np.array(questions, np.uint64),
-        np.array(topics, np.uint64),
-        np.array(sources, np.uint32),
-        np.array(chats, np.bool_),
-    )
-
-
-def _accounted(
-    source: SourceSection, data: DataSection, ledger: Ledger, bad: BadRows, *, is_test: bool
-) -> Iterator[Trainable]:
-    """The samples of a source that can be trained or tested on; the others are counted."""
-    mine = BadRows()
-    ledger.shape, samples = read_samples(source, data, mine)
-    for sample in samples:
-        trained = as_trained(sample)
-        if trained is None:
-            ledger.drop("rejected-only", sample, "no chosen answer")
-        elif is_test and not isinstance(trained, Conversation):
-            ledger.drop("not-a-conversation", sample, "plain text has no answer to test")
-        else:
-            yield trained
-    if mine.count:
-        ledger.dropped["unusable"] = mine.count
-        ledger.examples["unusable"] = list(mine.texts)
-    bad.count += mine.count
-    bad.texts += mine.texts[: max(0, KEPT_EXAMPLES - len(bad.texts))]
-    bad.notes += [note for note in mine.notes if note not in bad.notes]
-
-
-def _topic(sample: Trainable, column: str | None, key: int) -> int:
-    """A hash of the sample's value in `column`; its own content hash where it has none."""
-    if column is None or sample.extra.get(column) is None:
-        return key
-    value = json.dumps(sample.extra[column], sort_keys=True, default=str).encode()
-    return int.from_bytes(hashlib.blake2b(value, digest_size=8).digest(), "little")
 
 
 def _drop_repeats(table: SampleTable, data: DataSection, tick: Tick) -> None:
@@ -282,7 +203,7 @@ def _require_training_rows(table: SampleTable) -> None:
     )
 
 
-def _write(table: SampleTable, data: DataSection, folder: Path) -> None:
+def _write(table: SampleTable, data: DataSection, folder: Path, stop_ids: Collection[int]) -> None:
     """The splits, which encoded rows they train, and the ledger; the spool is deleted."""
     for split in SPLITS:
         with (folder / f"{split}.jsonl").open("wb") as file:
@@ -298,6 +219,7 @@ def _write(table: SampleTable, data: DataSection, folder: Path) -> None:
     trained = np.load(folder / "train.npy")
     of_source = table.sources[samples[trained]]
     lengths, weighing = store.lengths[trained], store.trained[trained]
+    ended = np.isin(store.last_trained, list(stop_ids))[trained]
     for at, ledger in enumerate(table.ledgers):
         mine = table.sources == at
         ledger.used = int((table.sides[mine] >= 0).sum())
@@ -305,6 +227,7 @@ def _write(table: SampleTable, data: DataSection, folder: Path) -> None:
         ledger.validated = int((table.sides[mine] == 1).sum())
         ledger.tested = int((table.sides[mine] == 2).sum())
         ledger.lengths = lengths[of_source == at].tolist()
+        ledger.ended = int(ended[of_source == at].sum())
         ledger.trained = int(weighing[of_source == at].sum())
         ledger.masked = sum(ledger.lengths) - ledger.trained
     sources = [ledger.as_json() for ledger in table.ledgers]

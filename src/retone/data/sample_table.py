@@ -12,6 +12,7 @@ from retone.batch import EncodedRow
 from retone.chat_template import RowRejected, TrainOn
 from retone.conversation import Conversation
 from retone.data.checks import KEPT_EXAMPLES, Ledger, Template, encode_each
+from retone.data.findings import RowHits
 from retone.data.mixing import Flags, Groups, Hashes, held_out, touching
 from retone.data.spool import Spool
 
@@ -30,8 +31,11 @@ class SampleTable:
         ledgers: of the test sources, then of the training sources.
         tests: number of test sources.
         notes: what was taken for granted about files.
+        hits: what is wrong with single rows.
         keys, questions: `duplicates.content_key` and `question_key`.
         topics: hashes of the values of `data.split_by`, or the keys.
+        answers: `duplicates.answer_key`.
+        words: words of the answer, or of a document.
         sources: index into the ledgers.
         chats: conversations, not documents.
         likes: equal for samples that repeat each other; each its own until that is known.
@@ -42,9 +46,12 @@ class SampleTable:
     ledgers: list[Ledger]
     tests: int
     notes: list[str]
+    hits: RowHits
     keys: Hashes
     questions: Hashes
     topics: Hashes
+    answers: Hashes
+    words: NDArray[np.uint32]
     sources: NDArray[np.uint32]
     chats: Flags
     likes: Groups = field(init=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,6 +45,14 @@ def as_line(sample: Trainable) -> bytes:
 def from_line(line: bytes) -> Trainable:
     """The inverse of `as_line`."""
     return from_row(json.loads(line.decode("utf-8", "surrogatepass")))
+
+
+def read_rows(path: Path, most: int | None = None) -> list[Conversation]:
+    """The first conversations in a file of such lines; plain text is left out."""
+    with path.open("rb") as lines:
+        samples = map(from_line, lines)
+        chats = (sample for sample in samples if isinstance(sample, Conversation))
+        return list(islice(chats, most))
 
 
 class Spool:

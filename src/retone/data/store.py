@@ -79,6 +79,16 @@ class EncodedStore(Sequence[EncodedRow]):
         return int(sizes.max(initial=0))
 
     @property
+    def last_trained(self) -> NDArray[np.int64]:
+        """Id of the last token of each row that enters the loss."""
+        runs = np.where(
+            self._arrays["run_weights.f8"], np.arange(len(self._arrays["run_sizes.u4"])), 0
+        )
+        last = np.maximum.accumulate(runs)[self._arrays["run_ends.u8"][self.rows] - 1]
+        ends = np.cumsum(self._arrays["run_sizes.u4"], dtype=np.int64)  # of runs, in all ids
+        return np.asarray(self._arrays["ids.u4"][ends[last] - 1], dtype=np.int64)
+
+    @property
     def samples(self) -> NDArray[np.int64]:
         """The number that each row's sample was written with."""
         return np.asarray(self._arrays["samples.u4"][self.rows], dtype=np.int64)

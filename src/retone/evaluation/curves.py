@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from retone.evaluation import plots
-from retone.evaluation.plots import count, number
+from retone.evaluation.numbers import cell, count, number
 
 Table = Mapping[str, Any]  # a line of metrics.jsonl
 CURVE_ROWS = 60  # of the table under a curve
@@ -61,6 +61,6 @@ def rows(lines: Sequence[Table]) -> list[list[str]]:
     ]
     names = (("loss", "4g"), ("eval_loss", "4g"), ("lr", "3g"))
     return [
-        [count(line["step"]), *(plots.cell(line.get(name), form) for name, form in names)]
+        [count(line["step"]), *(cell(line.get(name), form) for name, form in names)]
         for line in kept
     ]

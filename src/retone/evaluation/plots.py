@@ -1,4 +1,4 @@
-"""The numbers and the pictures of the report: inline SVG that keeps its text size at every width.
+"""The pictures of the report: inline SVG that keeps its text size at every width.
 
 Horizontal positions are per cent of the plot, vertical ones are pixels, so a figure is as readable
 on a phone as on a desk. Labels left of the plot stand in the padding of the element around it.
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
-
-from retone.evaluation.statistics import decimals
 
 Point = tuple[float, float]
 Mark = tuple[Point, str]  # a dot and its words
@@ -25,72 +22,6 @@ DIRECT_CHARACTERS = 26  # of a label beside a dot
 LETTER = 2.3  # per cent of a plot's width that a letter takes on a phone
 NARROW_LETTER = 3.8  # the same where names stand at the left
 NONE = Markup("")
-
-
-def span(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
-def count(number: float) -> str:
-    """A whole number with thousands set apart."""
-    return f"{number:,.0f}"
-
-
-def size(amount: float) -> str:
-    """Bytes in three figures."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if amount < 999.5 or unit == "TB":
-            break
-        amount /= 1000
-    return f"{amount:.3g} {unit}"
-
-
-def signed(value: float, digits: int) -> str:
-    """A difference with its sign; what rounds to zero has none."""
-    text = f"{value:+,.{digits}f}"
-    zero = not text.strip("+-0.,")
-    return text[1:] if zero else text.replace("-", "\N{MINUS SIGN}")
-
-
-def plain(value: float, digits: int) -> str:
-    """A value with a true minus sign where it needs one."""
-    return signed(value, digits).lstrip("+")
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def digits_of(values: Sequence[Mapping[str, Any]]) -> int:
-    """Decimals of a column: what its narrowest interval supports."""
-    ends = [(number(value.get("low")), number(value.get("high"))) for value in values]
-    widths = [high - low for low, high in ends if low is not None and high is not None]
-    narrow = min((width for width in widths if width > 0), default=None)
-    largest = max((abs(number(value.get("value")) or 0.0) for value in values), default=0.0)
-    return decimals(0.0, narrow, 1 if largest >= 10 else 3)
-
-
-def between(score: Mapping[str, Any], digits: int) -> str:
-    """The ends of an interval, or nothing."""
-    low, high = number(score.get("low")), number(score.get("high"))
-    if low is None or high is None:
-        return ""
-    return f"{plain(low, digits)} to {plain(high, digits)}"
-
-
-def cell(value: Any, form: str) -> str:
-    """A number of a table, or nothing."""
-    found = number(value)
-    return "" if found is None else format(found, form)
 
 
 @dataclass(frozen=True)
@@ -167,12 +98,12 @@ def dot_plot(name: str, title: str, lanes: Sequence[Lane]) -> Markup:
         y = row * number + 26
         parts.append(_margin_label(lane, y))
         if lane.value is None:
-            parts.append(_text("0%", y + 4, lane.text, "muted", dx=4))
+            parts.append(write("0%", y + 4, lane.text, "muted", dx=4))
             continue
         parts.append(_marks(lane, scale, y, 5.5))
         style = "value tuned-text" if lane.tuned else "value"
-        parts.append(_text(f"{scale.at(lane.value)}%", y - 12, lane.text, style, anchor="middle"))
-    return _svg(name, title, _describe(lanes), bottom + 26, parts)
+        parts.append(write(f"{scale.at(lane.value)}%", y - 12, lane.text, style, anchor="middle"))
+    return svg(name, title, _describe(lanes), bottom + 26, parts)
 
 
 def strip_plot(name: str, title: str, lanes: Sequence[Lane]) -> Markup:
@@ -185,18 +116,18 @@ def strip_plot(name: str, title: str, lanes: Sequence[Lane]) -> Markup:
         style = "direct tuned-text" if lane.tuned else "direct"
         low, high = (scale.at(end) for end in _ends(lane))
         if lane.value is None:
-            parts.append(_text("0%", y + 15, label, "muted", dx=4))
+            parts.append(write("0%", y + 15, label, "muted", dx=4))
         elif max(low, 100 - high) < LETTER * (len(label) + 1):  # no room beside it: above it
             y += 14
             middle = min(max((low + high) / 2, 34), 66)
-            parts.append(_text(f"{middle:g}%", y, label, style, anchor="middle"))
+            parts.append(write(f"{middle:g}%", y, label, style, anchor="middle"))
         elif 100 - high >= low:
-            parts.append(_text(f"{high}%", y + 15, label, style, dx=11))
+            parts.append(write(f"{high}%", y + 15, label, style, dx=11))
         else:
-            parts.append(_text(f"{low}%", y + 15, label, style, dx=-11, anchor="end"))
+            parts.append(write(f"{low}%", y + 15, label, style, dx=-11, anchor="end"))
         parts.append(_marks(lane, scale, y + 11, 4.5))
         y += 24
-    return _svg(name, title, _describe(lanes), y + 24, [_tick_lines(scale, y, LETTER), *parts])
+    return svg(name, title, _describe(lanes), y + 24, [_tick_lines(scale, y, LETTER), *parts])
 
 
 def line_plot(
@@ -211,7 +142,7 @@ def line_plot(
     def place(point: Point) -> Point:
         return across.at(point[0]), round(foot - (foot - top) * up.at(point[1]) / 100, 2)
 
-    parts = [_grid(up, top, foot), _steps(across, foot)]
+    parts = [grid_lines(up, top, foot), _steps(across, foot)]
     shapes, over = [], []
     for line in lines:
         placed = [place(point) for point in line.points]
@@ -230,7 +161,7 @@ def line_plot(
         over += _mark(place(marked[0]), marked[1], near, foot)
     said = [_story(line) for line in lines if line.label and line.points]
     said += [marked[1]] if marked else []
-    return _svg(name, title, ". ".join(said) + ".", height, [*parts, inner, *over])
+    return svg(name, title, ". ".join(said) + ".", height, [*parts, inner, *over])
 
 
 def stacked_line(name: str, title: str, parts: Sequence[tuple[str, float, str]]) -> Markup:
@@ -248,12 +179,12 @@ def stacked_line(name: str, title: str, parts: Sequence[tuple[str, float, str]])
             drawn.append(rect.format(number, start, share))
         words = f"{label} {text}"
         if number == 0:
-            drawn.append(_text("0%", 15, words, "direct"))
+            drawn.append(write("0%", 15, words, "direct"))
         elif amount > 0 or number == 1:
-            drawn.append(_text("100%", 15 if number == 1 else 50, words, "direct", anchor="end"))
+            drawn.append(write("100%", 15 if number == 1 else 50, words, "direct", anchor="end"))
         start += share
     said = ", ".join(f"{label} {text}" for label, _, text in parts) + "."
-    return _svg(name, title, said, 58 if any(part[1] for part in parts[2:]) else 38, drawn)
+    return svg(name, title, said, 58 if any(part[1] for part in parts[2:]) else 38, drawn)
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
@@ -269,14 +200,16 @@ def thinned(points: Sequence[Point], most: int = 600) -> list[Point]:
     return [*points[:-1:every], *points[-1:]]
 
 
-def _svg(name: str, title: str, desc: str, height: int, parts: Sequence[Markup]) -> Markup:
+def svg(name: str, title: str, desc: str, height: int, parts: Sequence[Markup]) -> Markup:
+    """A picture with a title and a description for those who do not see it."""
     return Markup(
         '<svg role="img" aria-labelledby="{0}-title {0}-desc" width="100%" height="{1}">'
         '<title id="{0}-title">{2}</title><desc id="{0}-desc">{3}</desc>{4}</svg>'
     ).format(name, height, title, desc, NONE.join(parts))
 
 
-def _text(x: str, y: float, text: str, style: str, dx: float = 0, anchor: str = "start") -> Markup:
+def write(x: str, y: float, text: str, style: str, dx: float = 0, anchor: str = "start") -> Markup:
+    """Text at x per cent and y pixels, dx pixels to the right."""
     return Markup('<text class="{}" x="{}" y="{:g}" dx="{:g}" text-anchor="{}">{}</text>').format(
         style, x, y, dx, anchor, text
     )
@@ -286,7 +219,8 @@ def _circle(x: float, y: float, radius: float, style: str) -> Markup:
     return Markup('<circle class="{}" cx="{:g}%" cy="{:g}" r="{:g}"/>').format(style, x, y, radius)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+def stroke(x1: float, y1: float, x2: float, y2: float, style: str) -> Markup:
+    """A straight line: per cent across, pixels down."""
     shape = Markup('<line class="{}" x1="{:g}%" y1="{:g}" x2="{:g}%" y2="{:g}"/>')
     return shape.format(style, x1, y1, x2, y2)
 
@@ -297,7 +231,7 @@ def _marks(lane: Lane, scale: Axis, y: float, radius: float) -> Markup:
         return NONE
     style = "tuned" if lane.tuned else "before"
     low, high = _ends(lane)
-    drawn = [_line(scale.at(low), y, scale.at(high), y, f"interval {style}")] if low < high else []
+    drawn = [stroke(scale.at(low), y, scale.at(high), y, f"interval {style}")] if low < high else []
     drawn.append(_circle(scale.at(lane.value), y, radius, f"dot {style}"))
     drawn += [_circle(scale.at(seed), y + 10, 2.5, f"ring {style}") for seed in lane.seeds]
     return NONE.join(drawn)
@@ -308,18 +242,18 @@ def _margin_label(lane: Lane, y: float) -> Markup:
     first = y + 5 - 8 * (len(lines) - 1)
     style = "label tuned-text" if lane.tuned else "label"
     return NONE.join(
-        _text("0%", first + 16 * number, words, style, dx=-LABEL_PIXELS)
+        write("0%", first + 16 * number, words, style, dx=-LABEL_PIXELS)
         for number, words in enumerate(lines)
     )
 
 
 def _tick_lines(scale: Axis, bottom: float, letter: float) -> Markup:
     """Upright lines through a dot plot, with their values under it."""
-    lines = [_line(x, 0, x, bottom, "grid") for x in map(scale.at, scale.ticks)]
-    return NONE.join(lines) + _tick_labels(scale, bottom + 18, letter, 110)
+    lines = [stroke(x, 0, x, bottom, "grid") for x in map(scale.at, scale.ticks)]
+    return NONE.join(lines) + tick_labels(scale, bottom + 18, letter, 110)
 
 
-def _tick_labels(scale: Axis, y: float, letter: float, stop: float) -> Markup:
+def tick_labels(scale: Axis, y: float, letter: float, stop: float) -> Markup:
     """Values along the foot of a plot, of those that stand clear of each other and of `stop`."""
     drawn, free = [], -100.0
     for tick in scale.ticks:
@@ -328,7 +262,7 @@ def _tick_labels(scale: Axis, y: float, letter: float, stop: float) -> Markup:
         anchor = "middle" if len(text) < 4 or 0 < x < 100 else "start" if x == 0 else "end"
         left = _left(x, width, anchor)
         if left >= free and left + width <= stop:
-            drawn.append(_text(f"{x}%", y, text, "tick", anchor=anchor))
+            drawn.append(write(f"{x}%", y, text, "tick", anchor=anchor))
             free = left + width + letter
     return NONE.join(drawn)
 
@@ -337,27 +271,27 @@ def _left(x: float, width: float, anchor: str) -> float:
     return x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
 
 
-def _grid(up: Axis, top: float, foot: float) -> Markup:
+def grid_lines(up: Axis, top: float, foot: float) -> Markup:
     """Level lines of a curve plot, with their values in the margin."""
     drawn = []
     for tick in up.ticks:
         y = round(foot - (foot - top) * up.at(tick) / 100, 2)
-        label = _text("0%", y + 4, up.label(tick), "tick", dx=-10, anchor="end")
-        drawn.append(_line(0, y, 100, y, "grid") + label)
+        label = write("0%", y + 4, up.label(tick), "tick", dx=-10, anchor="end")
+        drawn.append(stroke(0, y, 100, y, "grid") + label)
     return NONE.join(drawn)
 
 
 def _steps(across: Axis, foot: float) -> Markup:
     """Round steps under a curve plot; the last word of the axis says what they are."""
     last = f"step {across.high:,.0f}"
-    labels = _tick_labels(across, foot + 20, LETTER, 97 - LETTER * len(last))
-    return labels + _text("100%", foot + 20, last, "tick", anchor="end")
+    labels = tick_labels(across, foot + 20, LETTER, 97 - LETTER * len(last))
+    return labels + write("100%", foot + 20, last, "tick", anchor="end")
 
 
 def _named(line: Line, placed: Point) -> Markup:
     x, y = placed
     anchor = "end" if x > 50 else "start"
-    return _text(f"{x}%", y - 9, line.label, f"halo {line.style}-text", anchor=anchor)
+    return write(f"{x}%", y - 9, line.label, f"halo {line.style}-text", anchor=anchor)
 
 
 def _mark(placed: Point, words: str, drawn: Sequence[Point], foot: float) -> list[Markup]:
@@ -369,7 +303,7 @@ def _mark(placed: Point, words: str, drawn: Sequence[Point], foot: float) -> lis
     near = [y, *(height for at, height in drawn if left <= at <= left + reach)]
     above, below = min(near) - 14, max(near) + 25
     at = below if below < min(foot - 4, 2 * y - above) or above < 12 else above
-    label = _text(f"{x}%", at, words, "halo tuned-text", anchor=anchor)
+    label = write(f"{x}%", at, words, "halo tuned-text", anchor=anchor)
     return [_circle(x, y, 6, "dot tuned"), label]
 
 

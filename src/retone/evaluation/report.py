@@ -8,22 +8,17 @@ and dark, on a phone and on paper. Whatever a model or a user wrote is escaped.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from datetime import datetime
-from functools import lru_cache
+from dataclasses import dataclass, field
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from retone.evaluation import curves, plots
-from retone.evaluation.plots import between, count, digits_of, number, plain, signed, span
+from retone.evaluation import curves, data_page, page, plots
+from retone.evaluation.data_page import DataReport
+from retone.evaluation.numbers import between, count, digits_of, number, plain, signed, size, span
 
 Table = Mapping[str, Any]
 SHOWN_PAIRS = 6  # before/after pairs at the top
@@ -63,8 +58,9 @@ class ReportData:
     curves: Sequence[Table] = ()
     best_step: int | None = None
     # [{path, shape, read, used, dropped: {reason: n}, examples: {reason: [str]},
-    #   tokens: {trained, masked, cut}, rows, longest_row (tokens)}]
+    #   tokens: {trained, masked, cut}, rows, longest_row (tokens), ended?}]
     ledger: Sequence[Table] = ()
+    data: DataReport | None = None  # what the data doctor said; not of older runs
     settings: Sequence[Table] = ()  # [{field, value, because}]; because may be ""
     # {steps, seconds, rows, tokens, peak_bytes, best_step, best_loss, parameters: {trained, total}}
     training: Table = field(default_factory=dict)
@@ -80,73 +76,24 @@ class ReportData:
 
 def render_report(data: ReportData) -> str:
     """The whole page as text; write it as UTF-8."""
-    values = {item.name: getattr(data, item.name) for item in fields(data)}
-    clean = ReportData(**{name: _readable(value) for name, value in values.items()})
-    context = {
-        "d": clean,
-        "date": _date(clean.created),
-        "facts": _facts(clean),
-        "headline": _headline(clean),
-        "pairs": _pairs(clean),
-        "answers": _answers(clean),
-        "figures": _figures(clean),
-        "curve_rows": curves.rows(clean.curves),
-        "validated": curves.validated(clean.curves),
-        "groups": [_score_group(clean, metric) for metric in clean.metrics if clean.scores],
-        "parts": _parts(clean),
-        "sources": [_source(entry, place) for place, entry in enumerate(clean.ledger)],
-        "reasoned": [row for row in clean.settings if row.get("because")],
-        "plain": [row for row in clean.settings if not row.get("because")],
-    }
-    return _environment().get_template("report.html.jinja").render(context)
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("retone.evaluation", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    clean: ReportData = page.readable(data)
+    return page.render(
+        "report.html.jinja",
+        d=clean,
+        date=page.date(clean.created),
+        facts=_facts(clean),
+        headline=_headline(clean),
+        pairs=_pairs(clean),
+        answers=_answers(clean),
+        figures=_figures(clean),
+        curve_rows=curves.rows(clean.curves),
+        validated=curves.validated(clean.curves),
+        groups=[_score_group(clean, metric) for metric in clean.metrics if clean.scores],
+        parts=_parts(clean),
+        section=data_page.section(clean.ledger, clean.data),
+        reasoned=[row for row in clean.settings if row.get("because")],
+        plain=[row for row in clean.settings if not row.get("because")],
     )
-    environment.filters.update(csp=csp_hash, span=span, count=count, setting=_setting)
-    return environment
-
-
-def csp_hash(script: str) -> str:
-    """The source expression that allows exactly this inline script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _date(created: str) -> str:
-    try:
-        moment = datetime.fromisoformat(created)
-    except ValueError:
-        return created
-    return f"{moment.day} {moment:%B %Y}, {moment:%H:%M} {moment.tzname() or ''}".strip()
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if value is None or isinstance(value, bool | list | tuple | dict):
-        return "not set" if value is None else json.dumps(value, ensure_ascii=False)
-    return str(value)
-
-
-def _readable(value: Any) -> Any:
-    """Text that a page can carry: control characters as their pictures, lone surrogates marked."""
-    if isinstance(value, str):
-        text = value.replace("\r\n", "\n").replace("\r", "\n")
-        text = re.sub("[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), text)
-        text = re.sub("[\x7f-\x9f\ufdd0-\ufdef\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
-        return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
-    if isinstance(value, Mapping):
-        return {_readable(key): _readable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_readable(item) for item in value]
-    return value
 
 
 # What the page shows
@@ -329,30 +276,6 @@ def _figures(data: ReportData) -> dict[str, Markup]:
     return {**figures, **curves.figures(data.curves, data.best_step)}
 
 
-def _source(entry: Table, place: int) -> dict[str, Any]:
-    """One data source: its tokens as a line, its dropped rows with reasons and examples."""
-    tokens = entry.get("tokens") or {}
-    total = sum(tokens.values()) or 1
-    parts = [
-        (
-            name,
-            tokens.get(name, 0),
-            f"{count(tokens.get(name, 0))} ({tokens.get(name, 0) / total:.0%})",
-        )
-        for name in ("trained", "masked", "cut")
-    ]
-    examples = entry.get("examples") or {}
-    return {
-        **entry,
-        "parts": parts,
-        "line": plots.stacked_line(f"tokens-{place}", f"Tokens of {entry['path']}", parts),
-        "dropped": [
-            (reason, n, examples.get(reason, []))
-            for reason, n in (entry.get("dropped") or {}).items()
-        ],
-    }
-
-
 def _facts(data: ReportData) -> list[tuple[str, str]]:
     """What the run took, as (label, value)."""
     training = data.training
@@ -362,7 +285,7 @@ def _facts(data: ReportData) -> list[tuple[str, str]]:
     if training.get("seconds") and training.get("rows"):
         facts.append(("rows a second", f"{training['rows'] / training['seconds']:.3g}"))
     if training.get("peak_bytes"):
-        facts.append(("peak memory", plots.size(training["peak_bytes"])))
+        facts.append(("peak memory", size(training["peak_bytes"])))
     parameters = training.get("parameters")
     if parameters:
         share = parameters["trained"] / max(parameters["total"], 1)

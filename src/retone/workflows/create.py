@@ -11,9 +11,8 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 
@@ -21,17 +20,21 @@ from retone import __version__, console
 from retone.chat_template import ChatTemplate, RowRejected
 from retone.config import Recipe, SourceSection
 from retone.conversation import Conversation, Message
-from retone.data.preparing import PreparedData, as_trained, prepare_data, read_samples
+from retone.data.collecting import as_trained, read_samples
+from retone.data.preparing import PreparedData, prepare_data
 from retone.data.sources import BadRows, source_sha256
-from retone.data.spool import from_line
+from retone.data.spool import read_rows
 from retone.data.tasks import LOOKED_AT, found_task
 from retone.errors import InputError
 from retone.models.loading import load_tokenizer
 from retone.models.locate import LocatedModel, locate
 from retone.planning import Choice, DataFacts, ModelFacts, Resolved, probe_machine, resolve
 from retone.run_dir import Run, create_run, fingerprint, newest_run, runs_root, whole_folder
+from retone.workflows.diagnosis import allowed, diagnose
 
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sacrebleu")
+SOURCED: tuple[Literal["train", "test", "against"], ...] = ("train", "test", "against")
+NOT_PREPARED = ("task", "showcase", "allow", "bad_rows")  # fields that make no other rows
 KEPT_PREPARED = 8  # prepared data of so many recipes is kept; runs have their own names for it
 
 # Their rendered ids are locked: whatever answers later must reproduce them.
@@ -59,6 +62,7 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     Anything different (a field, a byte of the data) makes another fingerprint and so a new run.
     Raises InputError for data that cannot be used, MachineError where the model is not to be had.
     """
+    allow = allowed(recipe)
     sources = source_hashes(recipe)
     key = fingerprint(_identity(recipe, sources))
     found = None if fresh else newest_run(key)
@@ -67,12 +71,15 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     prepared = prepare(recipe, offline=offline)
     folder = prepared.data.folder
     require_rows((folder / "test.jsonl").stat().st_size, "test")
+    diagnosis = diagnose(prepared.data, prepared.resolved, allow)
+    diagnosis.require_sound()
     files = [file for file in folder.rglob("*") if file.is_file()]
     return create_run(
         name,
         _manifest(prepared, name, key, sources),
         {
             **{f"data/{file.relative_to(folder)}": file for file in files},
+            "data/diagnosis.json": diagnosis.as_json(),
             "resolved.json": prepared.resolved.as_json(),
             "template_lock.json": prepared.template.lock(lockable_prompts(prepared.template)),
         },
@@ -107,8 +114,8 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
 
 
 def source_hashes(recipe: Recipe) -> dict[str, list[str]]:
-    """The sha256 of each training and of each test source."""
-    found = {split: recipe.data.sources(split) for split in ("train", "test")}
+    """The sha256 of each source by split: train, test, against."""
+    found = {split: recipe.data.sources(split) for split in SOURCED}
     return {split: [source_sha256(each) for each in all_] for split, all_ in found.items() if all_}
 
 
@@ -126,14 +133,6 @@ def read_conversations(recipe: Mapping[str, Any], source: SourceSection) -> list
     if bad.count:
         raise bad.problems()
     return [row for row in found if isinstance(row, Conversation)]
-
-
-def read_rows(path: Path, most: int | None = None) -> list[Conversation]:
-    """The first conversations in a run's data file; plain text is left out."""
-    with path.open("rb") as lines:
-        samples = (from_line(line) for line in lines)
-        chats = (sample for sample in samples if isinstance(sample, Conversation))
-        return list(islice(chats, most))
 
 
 def lockable_prompts(template: ChatTemplate) -> list[tuple[Message, ...]]:
@@ -166,8 +165,8 @@ def weights_parameters(folder: Path) -> int:
 def _identity(recipe: Recipe, sources: Mapping[str, list[str]]) -> dict[str, Any]:
     """The recipe with hashes in the place of its sources' paths."""
     settings = recipe.model_dump(mode="json")
-    for split, hashes in sources.items():
-        given = recipe.data.sources("train" if split == "train" else "test")
+    for split in SOURCED:
+        given, hashes = recipe.data.sources(split), sources.get(split, [])
         settings["data"][split] = [
             {**source.model_dump(mode="json"), "path": sha256}
             for source, sha256 in zip(given, hashes, strict=True)
@@ -180,7 +179,7 @@ def _prepared_data(
 ) -> PreparedData:
     """The data as it was prepared before from the same sources and settings, or prepared now."""
     data = _identity(recipe, sources)["data"]
-    data = {name: value for name, value in data.items() if name not in ("task", "showcase")}
+    data = {name: value for name, value in data.items() if name not in NOT_PREPARED}
     lock = template.lock(lockable_prompts(template))
     key = fingerprint(data, lock, limit, recipe.train.seed, __version__)[:16]
     folder = runs_root() / ".prepared" / key
@@ -190,7 +189,10 @@ def _prepared_data(
                 prepare_data(
                     recipe.data, template, staging, limit=limit, seed=recipe.train.seed, tick=tick
                 )
-    return PreparedData(folder)
+    found = PreparedData(folder)
+    if recipe.data.bad_rows == "error":  # it may have been prepared by one that drops them
+        found.require_all_read()
+    return found
 
 
 @contextmanager

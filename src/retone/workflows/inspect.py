@@ -1,25 +1,44 @@
-"""`retone inspect`: row shapes, the token ledger, and what of a row is trained."""
+"""`retone inspect`: row shapes, the token ledger, findings, advice, trained tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import datetime
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from retone import console
 from retone.batch import EncodedRow
-from retone.config import bundled_recipes, complete_recipe, load_recipe
+from retone.config import Recipe, bundled_recipes, complete_recipe, load_recipe
+from retone.data.cleaning import Cleaned, Kind, cleaned_lines
+from retone.data.collecting import read_samples
+from retone.data.formats import Sample
+from retone.data.sources import BadRows
+from retone.errors import InputError
+from retone.evaluation.data_page import DataReport, render_data_page
+from retone.run_dir import write_whole
 from retone.workflows.create import Prepared, prepare
+from retone.workflows.diagnosis import Diagnosis, allowed, diagnose
+
+PAGE_ROWS = 4  # whose tokens stand on the page
 
 
 @dataclass(frozen=True)
 class Inspected:
-    """What training would read."""
+    """What training would read, and what is wrong with it."""
 
     prepared: Prepared
+    diagnosis: Diagnosis
     shown: int
+
+    @property
+    def ok(self) -> bool:
+        """False where a finding stands that would stop a run."""
+        return not self.diagnosis.errors
 
     @property
     def sources(self) -> list[dict[str, Any]]:
@@ -27,40 +46,15 @@ class Inspected:
         found: list[dict[str, Any]] = self.prepared.data.ledger["sources"]
         return found
 
-    @property
-    def tokens(self) -> dict[str, int]:
-        """Tokens of one epoch that are trained and masked, and those cut from its rows."""
-        names = ("trained", "masked", "cut")
-        return {name: sum(source["tokens"][name] for source in self.sources) for name in names}
-
     def as_json(self) -> dict[str, Any]:
         """The object of `retone inspect --json`."""
+        totals = self.diagnosis.totals
         return {
             "sources": self.sources,
-            "tokens": self.tokens,
-            "findings": self.findings,
+            "tokens": {name: totals[name] for name in ("trained", "masked", "cut")},
+            **self.diagnosis.as_json(),
             "verdict": self.verdict,
         }
-
-    @property
-    def findings(self) -> list[dict[str, Any]]:
-        """What was left out, by source and reason, and what was taken for granted about files."""
-        left_out = [
-            {
-                "code": reason,
-                "severity": "warning",
-                "count": count,
-                "rows": source["examples"].get(reason, []),
-                "message": f"{source['path']}: {count} left out, {reason}",
-            }
-            for source in self.sources
-            for reason, count in source["dropped"].items()
-        ]
-        notes = [
-            {"code": "file", "severity": "note", "count": 1, "rows": [], "message": note}
-            for note in self.prepared.data.ledger["notes"]
-        ]
-        return left_out + notes
 
     @property
     def verdict(self) -> str:
@@ -71,53 +65,169 @@ class Inspected:
         }
         trained = count["used"] - count["validated"] - count["tested"]
         left = count["read"] - count["used"]
+        errors = len(self.diagnosis.errors)
         return (
             f"{trained} of {count['read']} samples are trained on"
-            + (f"; {left} are left out" if left else "")
+            + (f"; {left} {'is' if left == 1 else 'are'} left out" if left else "")
             + f"; {count['validated']} validate, {count['tested']} test"
+            + (f"; {errors} error{'' if errors == 1 else 's'} to mend first" if errors else "")
         )
 
     def show(self) -> None:
-        """Print the ledger, then rows with their trained tokens coloured."""
+        """Print the ledger, rows with their trained tokens coloured, findings and advice."""
         to = console.out()
         for source in self.sources:
             to.print(f"{escape(source['path'])}: {escape(source['shape'])}")
             to.print(console.table("", ["", ""], _ledger_lines(source)))
             for reason, places in source["examples"].items():
                 to.print(escape(f"{reason}: " + "; ".join(places)), style="dim")
-        for note in self.prepared.data.ledger["notes"]:
-            to.print(escape(note), style="dim")
+        to.print(console.table("", ["an epoch", ""], _epoch_lines(self.diagnosis)))
         if self.shown:
             to.print("\nTrained tokens stand between « and »:", style="dim")
         for row in self.prepared.data.rows("train")[: self.shown]:
             trained = row.trained
             to.print(f"\nrow {row.row}, {len(row.input_ids)} tokens, {trained} trained")
             to.print(console.trained_text(spans(row, self.prepared.tokenizer)))
-        to.print()
-        to.print(escape(self.verdict), style="bold")
+        self.diagnosis.show()
+        to.print(f"\n{escape(self.verdict)}", style="bold")
+
+
+@dataclass(frozen=True)
+class Copied:
+    """A cleaned copy of data and the list of what was changed."""
+
+    path: Path
+    changes: Path
+    cleaned: Cleaned
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `retone inspect --fix --json` and `--redact --json`."""
+        return {
+            "path": str(self.path),
+            "changes": str(self.changes),
+            "read": self.cleaned.read,
+            "written": self.cleaned.written,
+            "changed": len(self.cleaned.changes),
+        }
+
+    def show(self) -> None:
+        """Print the first changes and where the rest stands."""
+        to = console.out()
+        for change in self.cleaned.changes[:10]:
+            place = f"{change['source']}, row {change['row']}, {change['field']}"
+            to.print(escape(f"{place}: {change['change']}"), soft_wrap=True)
+        done = self.cleaned
+        to.print(
+            escape(f"{self.path}: {done.written} of {done.read} rows, {len(done.changes)} changes"),
+            style="bold",
+        )
+        to.print(escape(f"all changes: {self.changes}"), soft_wrap=True)
+        to.print(escape(f"next: retone inspect {self.path}"), soft_wrap=True)
 
 
 def inspect(
-    what: str,
+    what: Sequence[str],
     *,
     tokens: int = 0,
+    html: Path | None = None,
     flags: Mapping[str, Any] | None = None,
     sets: Sequence[str] = (),
     offline: bool = False,
 ) -> Inspected:
-    """Read and encode a recipe's data, or one data file with the default model.
+    """Read, check and encode a recipe's data, or data files with the default model.
+
+    Rows that cannot be used are a finding here, not the end.
 
     Args:
-        what: a recipe's name or path, or a data file.
+        what: a recipe's name or path, or data files.
         tokens: number of rows whose tokens are shown.
+        html: a page to write.
         flags, sets: as in `run`.
         offline: never ask a network.
     """
-    if what in bundled_recipes() or what.endswith(".toml"):
-        recipe = load_recipe(what, flags=flags, sets=sets)
-    else:
-        recipe = complete_recipe({"data": {"train": what}}, what, flags=flags, sets=sets)
-    return Inspected(prepare(recipe, offline=offline), tokens)
+    recipe = _recipe(what, flags, sets)
+    allow = allowed(recipe)
+    tolerant = recipe.data.model_copy(update={"bad_rows": "drop"})
+    prepared = prepare(recipe.model_copy(update={"data": tolerant}), offline=offline)
+    diagnosis = diagnose(prepared.data, prepared.resolved, allow)
+    found = Inspected(prepared, diagnosis, tokens)
+    if html is not None:
+        write_whole(html, render_data_page(_page(found, ", ".join(what))))
+        console.note(f"page: {html}")
+    return found
+
+
+def clean_copy(
+    what: Sequence[str],
+    target: Path,
+    kind: Kind,
+    *,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> Copied:
+    """Write the training rows of a recipe or of files to `target`, mended or redacted.
+
+    What was changed is listed in a file beside it. Raises InputError where the target exists or
+    rows cannot be read.
+    """
+    changes = target.with_suffix(".changes.json")
+    for path in (target, changes):
+        if path.exists():
+            raise InputError("the file exists", str(path), f"rm {path}", "exists")
+    recipe = _recipe(what, flags, sets)
+    cleaned = Cleaned()
+    write_whole(target, cleaned_lines(_samples(recipe), kind, cleaned))
+    write_whole(changes, json.dumps(cleaned.changes, indent=1, ensure_ascii=False) + "\n")
+    return Copied(target, changes, cleaned)
+
+
+def _recipe(what: Sequence[str], flags: Mapping[str, Any] | None, sets: Sequence[str]) -> Recipe:
+    """A recipe by its name, or one of the data files."""
+    first = what[0]
+    if len(what) == 1 and (first in bundled_recipes() or first.endswith(".toml")):
+        return load_recipe(first, flags=flags, sets=sets)
+    train = first if len(what) == 1 else [{"path": path} for path in what]
+    return complete_recipe({"data": {"train": train}}, " ".join(what), flags=flags, sets=sets)
+
+
+def _samples(recipe: Recipe) -> Iterator[Sample]:
+    """All training samples as they stand in their files; InputError where some do not."""
+    bad = BadRows()
+    plain = recipe.data.model_copy(update={"system": None})  # the recipe adds it, not the data
+    for source in plain.sources("train"):
+        _, samples = read_samples(source, plain, bad)
+        yield from samples
+    if bad.count:
+        raise bad.problems()
+
+
+def _page(found: Inspected, title: str) -> DataReport:
+    rows = found.prepared.data.rows("train")[:PAGE_ROWS]
+    told = found.diagnosis.as_json()
+    return DataReport(
+        title=title,
+        created=datetime.datetime.now(datetime.UTC).isoformat(),
+        verdict=found.verdict,
+        advice=told["advice"],
+        sources=found.sources,
+        lengths=told["lengths"],
+        totals=told["totals"],
+        findings=told["findings"],
+        tokens=[spans(row, found.prepared.tokenizer) for row in rows],
+    )
+
+
+def _epoch_lines(diagnosis: Diagnosis) -> list[list[str]]:
+    """What an epoch looks like, for people."""
+    totals, lengths = diagnosis.totals, diagnosis.lengths
+    return [
+        ["rows", f"{totals['rows']:,}"],
+        ["optimizer steps", f"{totals['steps_per_epoch']:,}"],
+        ["rows whose end token is trained", f"{totals['ended_share']:.0%}"],
+        ["padding", f"{totals['padding_share']:.0%} of all tokens"],
+        ["median row", f"{lengths['median']:,} tokens"],
+        ["longest row allowed", f"{lengths['max_length']:,} tokens"],
+    ]
 
 
 def _ledger_lines(source: Mapping[str, Any]) -> list[list[str]]:

@@ -9,13 +9,13 @@ from typing import Any
 from retone import console
 from retone.chat_template import ChatTemplate
 from retone.conversation import Conversation, Message
+from retone.data.spool import read_rows
 from retone.errors import InputError
 from retone.inference.engine import Answer, Engine, Sampling
 from retone.models.loading import add_adapter, load_base, load_tokenizer
 from retone.models.locate import LocatedModel, locate
 from retone.planning import Resolved, probe_machine
 from retone.run_dir import Run, find_run, read_json
-from retone.workflows.create import read_rows
 
 
 @dataclass(frozen=True)

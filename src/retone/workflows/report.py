@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from retone.evaluation.data_page import DataReport
 from retone.evaluation.report import ReportData, render_report
 from retone.run_dir import Run, read_json, read_jsonl, write_whole
 
@@ -36,6 +37,7 @@ def report_data(run: Run, evaluation: Path) -> ReportData:
         curves=read_jsonl(run.metrics),
         best_step=training["best_step"],
         ledger=read_json(run.ledger)["sources"],
+        data=_data_report(run, manifest),
         settings=settings(resolved),
         training=training,
         seconds={"training": training["seconds"], "evaluation": stored["seconds"]},
@@ -93,6 +95,22 @@ def commands(run: Run) -> list[dict[str, str]]:
         {"command": f"retone evaluate {run.name} --test FILE", "what": "score it on other rows"},
         {"command": f"retone compare {run.name} OTHER", "what": "side by side with another run"},
     ]
+
+
+def _data_report(run: Run, manifest: Mapping[str, Any]) -> DataReport | None:
+    """What was found about the data before training."""
+    path = run.data / "diagnosis.json"
+    if not path.is_file():
+        return None
+    sources = read_json(run.ledger)["sources"]
+    return DataReport(
+        title=manifest["recipe"],
+        created=manifest["created"],
+        verdict="",
+        sources=sources,
+        tokens=(),
+        **read_json(path),
+    )
 
 
 def _headline_first(stored: Mapping[str, Any]) -> list[dict[str, Any]]:
