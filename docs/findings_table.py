@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evidence import MADE_BY
+from format_table import Accounts
 from retone.data.findings import CHECKS, SEVERITIES
 
 GROUPS = {
@@ -27,8 +28,34 @@ and personal data replaced by what they are, such as `[E-MAIL ADDRESS]`. Both wr
 repeated there. The source stays as it is."""
 
 
-def findings_page() -> str:
-    """The document."""
+# What reading the rows behind each alarm of a single row's check came to: (file, code) -> verdict.
+VERDICTS = {
+    ("style/filters_styles_720.jsonl", "answer-equals-prompt"): "true: the filter changes nothing",
+    ("style/filters_styles_720.jsonl", "mojibake"): "true: a character is lost",
+    ("style/gpteacher_roleplay.json", "placeholder"): "true, one of them in a stage direction",
+    ("style/gpteacher_roleplay.json", "teacher-residue"): "one true, one arguable, one false (the "
+    "prompt asks to play an AI)",
+    ("style/gpteacher_roleplay.json", "white-space"): "true",
+    ("style/public_kjv_bbe_web_ylt_2000.jsonl", "answer-equals-prompt"): "true and harmless: "
+    "translations agree",
+    ("style/yoda_sentences.csv", "answer-equals-prompt"): "true",
+    ("instruct/alpaca_en_demo.json", "placeholder"): "6 true, 2 false (a template is asked for)",
+    ("instruct/alpaca_en_demo.json", "teacher-residue"): "true",
+    ("instruct/glaive_toolcall_en_demo.json", "teacher-residue"): "true: openings and refusals, "
+    "which a bot with tools may want",
+    ("instruct/rasbt/instruction-data-with-preference.json", "teacher-residue"): "true",
+    ("instruct/seed_tasks.jsonl", "placeholder"): "true",
+    ("instruct/seed_tasks.jsonl", "personal-data"): "true: a bank's sender address",
+    ("qa/NQ-open.dev.jsonl", "empty-answer"): "true",
+    ("qa/NQ-open.dev.jsonl", "white-space"): "true: a soft hyphen",
+    ("qa/NQ-open.dev.jsonl", "placeholder"): "false: a character of a book is called so",
+    ("golden/formats/oumi__alpaca_format.jsonl", "teacher-residue"): "true",
+    ("golden/formats/oumi__oumi_format.jsonl", "teacher-residue"): "true",
+}
+
+
+def findings_page(accounts: Accounts) -> str:
+    """docs/findings.md, with the alarms on the files of the test data."""
     lines = ["# Findings", MADE_BY, "", INTRODUCTION]
     starts = {code: title for title, code in GROUPS.items()}
     for code, check in CHECKS.items():
@@ -38,4 +65,25 @@ def findings_page() -> str:
         assert check.severity in SEVERITIES
         cells = (f"`{code}`", check.severity, check.says, check.remedy)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join([*lines, "", COPIES]) + "\n"
+    return "\n".join([*lines, "", COPIES, "", *_alarms(accounts)]) + "\n"
+
+
+def _alarms(accounts: Accounts) -> list[str]:
+    """What the checks of single rows say of public data, and whether they are right."""
+    read = sum(account.samples for _, _, account in accounts)
+    lines = [
+        "## Alarms on public data", "",
+        f"What the checks of single rows say of the {read:,} samples of the test data (files as in",
+        "[row shapes](formats.md); the others raise no alarm), and what reading the rows came to.",
+        "The checks were tuned on these files, so this is no measure of how often they err",
+        "elsewhere. Leaks are measured in [results](results.md).", "",
+        "| file | code | samples | looked at |", "|---|---|--:|---|",
+    ]  # fmt: skip
+    counts: dict[tuple[str, str], int] = {}
+    for name, _, account in accounts:
+        for code, count in account.alarms.items():
+            counts[name, code] = max(count, counts.get((name, code), 0))
+    for (name, code), count in counts.items():
+        verdict = VERDICTS.get((name, code), "not yet")
+        lines.append(f"| `{name}` | `{code}` | {count:,} | {verdict} |")
+    return lines

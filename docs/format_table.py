@@ -16,9 +16,11 @@ from typing import Any
 from evidence import MADE_BY
 from retone.config import SourceSection
 from retone.conversation import Conversation
+from retone.data.collecting import as_trained
 from retone.data.documents import CHUNK_CHARACTERS
 from retone.data.formats import FORMATS, LOOKED_AT, Sample, convert, detect_shape
 from retone.data.instructions import PAIR_COLUMNS
+from retone.data.row_checks import row_hits
 from retone.data.sources import BadRows, read_items
 from retone.data.turns import CHAT_COLUMNS, SPELLINGS
 from retone.errors import InputError
@@ -48,6 +50,7 @@ class Account:
         used: rows of which at least one sample with an answer was made.
         samples: conversations, preferences and documents made of the used rows.
         dropped: reason -> rows.
+        alarms: code of a finding -> samples that a check of single rows names.
     """
 
     shape: str = ""
@@ -56,10 +59,14 @@ class Account:
     used: int = 0
     samples: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    alarms: Counter[str] = field(default_factory=Counter)
 
 
-def formats_page(shared: Path) -> str:
-    """docs/formats.md, with the files below `shared`/data."""
+Accounts = list[tuple[str, dict[str, Any], Account]]
+
+
+def formats_page(found: Accounts) -> str:
+    """docs/formats.md, with what became of the files of the test data."""
     lines = [
         "# Row shapes", MADE_BY, "",
         f"The first {LOOKED_AT} rows of a source tell its shape: for each row the first line of",
@@ -101,7 +108,7 @@ def formats_page(shared: Path) -> str:
         "| file | shape | evidence | read | used | samples | dropped |",
         "|---|---|---|--:|--:|--:|---|",
     ]  # fmt: skip
-    for name, settings, account in accounts(shared):
+    for name, settings, account in found:
         shown = f"`{name}`" + "".join(f", {key} = {_toml(v)}" for key, v in settings.items())
         dropped = ", ".join(f"{reason}: {count:,}" for reason, count in account.dropped.items())
         counts = f"{account.read:,} | {account.used:,} | {account.samples:,}"
@@ -112,7 +119,7 @@ def formats_page(shared: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def accounts(shared: Path) -> list[tuple[str, dict[str, Any], Account]]:
+def accounts(shared: Path) -> Accounts:
     """(name below data, settings, what became of the rows) of every file."""
     data = shared / "data"
     files = [
@@ -150,6 +157,8 @@ def account_of(
         account.dropped[error.code] = len(items)
         return account
     account.shape, account.evidence = shape.name, shape.evidence
+    trained = filter(None, map(as_trained, samples))
+    account.alarms = Counter(code for sample in trained for code, _ in row_hits(sample))
     for _, group in itertools.groupby(samples, key=lambda sample: (sample.source, sample.row)):
         answered = sum(map(has_answer, group))
         account.used += bool(answered)

@@ -28,7 +28,7 @@ from typer.main import get_command
 
 from evidence import MADE_BY, read_proofs, results_block, results_page
 from findings_table import findings_page
-from format_table import formats_page
+from format_table import accounts, formats_page
 from retone.cli import app, main
 from retone.config import Recipe, SourceSection, describe_fields
 from retone.models.locate import model_table
@@ -180,14 +180,15 @@ def documents(root: Path) -> dict[Path, str]:
     if not (found_start and found_end):
         raise SystemExit(f"docs/generate.py: README.md lacks {START} or {END}")
     shared = root.parent / "shared"
-    formats = {root / "docs" / "formats.md": formats_page(shared)} if shared.is_dir() else {}
+    read = accounts(shared) if shared.is_dir() else []
+    pages = {"formats.md": formats_page, "findings.md": findings_page}
+    of_data = {root / "docs" / name: page(read) for name, page in pages.items() if read}
     block = f"{START}\n{results_block(proofs, benchmarks)}\n{END}"
     return {
-        **formats,
+        **of_data,
         root / "README.md": before + block + after,
         root / "docs" / "cli.md": cli_page(),
         root / "docs" / "dependencies.md": dependencies_page(root),
-        root / "docs" / "findings.md": findings_page(),
         root / "docs" / "results.md": results_page(proofs, benchmarks),
     }
 

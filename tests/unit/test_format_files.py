@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import format_table
+from findings_table import VERDICTS, findings_page
+from format_table import formats_page
 from retone.config import SourceSection
 from retone.conversation import Conversation, Document, Preference
 from retone.data.formats import Sample, convert, detect_shape
@@ -102,9 +104,17 @@ def test_settings_make_refused_files_readable(accounts: list[Any]) -> None:
 
 
 @needs_data
-def test_the_page_is_up_to_date() -> None:
-    page = (ROOT / "docs" / "formats.md").read_text("utf-8")
-    assert page == format_table.formats_page(SHARED), "python docs/generate.py"
+def test_the_pages_are_up_to_date(accounts: list[Any]) -> None:
+    for name, made in (("formats", formats_page), ("findings", findings_page)):
+        page = (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+        assert page == made(accounts), "python docs/generate.py"
+
+
+@needs_data
+def test_every_alarm_on_the_test_data_was_looked_at(accounts: list[Any]) -> None:
+    """A new alarm, or one that no longer fires, needs another verdict in docs/findings_table.py."""
+    alarms = {(name, code) for name, _, account in accounts for code in account.alarms}
+    assert alarms == VERDICTS.keys()
 
 
 def samples(path: Path, **settings: Any) -> list[Sample]:
