@@ -16,16 +16,17 @@ INTRODUCTION = """\
 step. An **error** makes `inspect` exit with 1 and stops a run; `--set 'data.allow=["CODE"]'` lets
 it go on. A **warning** is told, a **note** is only listed. Each finding counts the rows and names
 up to five of them; `--html page.html` writes all of it as a page, and every report holds the same
-section. Row checks look at every row that is read; leaks, contradictions and lengths only at those
-that are used."""
+section. Row checks look at every row that is read and could be trained or tested on; leaks,
+contradictions and lengths only at those that are used. Secrets and personal data are stars wherever
+rows are shown."""
 COPIES = """\
 ## Copies
 
-`--fix copy.jsonl` writes the training rows with safe mends: wrongly decoded text, white space,
-invisible characters, rows that equal an earlier one. `--redact copy.jsonl` writes them with secrets
-and personal data replaced by what they are, such as `[E-MAIL ADDRESS]`. Both write
-`copy.changes.json` beside it: source, row, field and what was changed; what was redacted is not
-repeated there. The source stays as it is."""
+`--fix copy.jsonl` writes the training rows with safe mends of turns and texts: wrongly decoded
+letters, white space at the ends, invisible characters; rows that equal an earlier one are left out.
+`--redact copy.jsonl` writes them with secrets and personal data replaced by what they are, such as
+`[E-MAIL ADDRESS]`, in tool calls and all other columns too. Both write `copy.changes.jsonl` beside
+it: source, row, field and what was changed. The source stays as it is."""
 
 
 # What reading the rows behind each alarm of a single row's check came to: (file, code) -> verdict.

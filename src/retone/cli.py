@@ -130,6 +130,8 @@ def inspect_verb(
     flags = _flags(model=model, train=train, test=test, against=against)
     if fix and redact:
         raise typer.BadParameter("one copy at a time: --fix first, then --redact on the copy")
+    if (fix or redact) and (html or tokens or against):
+        raise typer.BadParameter("--html, --tokens, --against: inspect the copy when it is made")
     if fix:
         return partial(clean_copy, what, fix, "fix", flags=flags, sets=sets or ())
     if redact:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import filelock
 
@@ -58,6 +58,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, text: str | Iterable[str]) -> None:
     """Write a text file, whole or in pieces, so that it is either the old one or all of the new."""
+    with whole_file(path) as file:
+        file.writelines([text] if isinstance(text, str) else text)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[TextIO]:
+    """A text file that takes the name `path` when the block ends well, else vanishes."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -65,7 +72,7 @@ def write_whole(path: Path, text: str | Iterable[str]) -> None:
         raise _disk_error(error, path) from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines([text] if isinstance(text, str) else text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

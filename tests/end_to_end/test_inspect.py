@@ -128,12 +128,13 @@ def test_a_redacted_copy(work: Path, capsys: pytest.CaptureFixture[str]) -> None
     told = inspect(capsys, "rows.jsonl", "--redact", "safe.jsonl")
     assert (told["read"], told["written"], told["changed"]) == (19, 19, 1)
     copy = (work / "safe.jsonl").read_text(encoding="utf-8")
-    changes = (work / "safe.changes.json").read_text(encoding="utf-8")
+    changes = (work / "safe.changes.jsonl").read_text(encoding="utf-8")
     for text in (KEY, MAIL):
         assert text not in copy
         assert text not in changes
-    assert json.loads(changes)[0]["row"] == 19
-    assert "e-mail address" in json.loads(changes)[0]["change"]
+    change = json.loads(changes)
+    assert change["row"] == 19
+    assert "e-mail address" in change["change"]
     assert {"secret", "personal-data"}.isdisjoint(codes(inspect(capsys, "safe.jsonl")))
     assert (work / "rows.jsonl").read_text().count(KEY) == 1
 
@@ -150,7 +151,26 @@ def test_a_mended_copy(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("arguments", [["--fix", "rows.jsonl"], ["--fix", "a", "--redact", "b"]])
+def test_no_secret_is_repeated(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither by a finding, nor by an error, nor among the tokens that are shown."""
+    question = "Where does the old key of the deployment lie?"
+    rows = [{"prompt": question, "completion": f"The key is {KEY}{end}"} for end in ("", ", no?")]
+    bad = [{"prompt": "Hi", "completion": ["a", KEY]}, {"messages": [{"role": KEY, "content": ""}]}]
+    write(work / "rows.jsonl", [*rows, *map(row, NOUNS), *bad])
+    write(work / "bench.jsonl", rows[:1])
+    arguments = ["--against", "bench.jsonl", "--html", "page.html"]
+    told = inspect(capsys, "rows.jsonl", *arguments, exit_code=1)
+    assert {"secret", "contradiction", "leak", "unusable-row"} <= set(codes(told))
+    assert KEY not in json.dumps(told)
+    assert KEY not in (work / "page.html").read_text(encoding="utf-8")
+    assert main(["inspect", "rows.jsonl", "--model", "base", "--tokens", "9"]) == 1
+    assert KEY not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--fix", "rows.jsonl"], ["--fix", "a", "--redact", "b"], ["--fix", "a", "--tokens", "2"]],
+)
 def test_a_copy_that_cannot_be_written(
     arguments: list[str], work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,11 +59,14 @@ def samples(path: Path) -> list[Sample]:
     return read
 
 
-def copied(path: Path, kind: Kind) -> tuple[Path, Cleaned]:
+def copied(path: Path, kind: Kind) -> tuple[Path, Cleaned, list[dict[str, Any]]]:
     done = Cleaned()
+    changes: list[dict[str, Any]] = []
     target = path.with_name(f"{kind}.jsonl")
-    target.write_text("".join(cleaned_lines(samples(path), kind, done)), encoding="utf-8")
-    return target, done
+    lines = cleaned_lines(samples(path), kind, done, changes.append)
+    target.write_text("".join(lines), encoding="utf-8")
+    assert len(changes) == done.changes
+    return target, done, changes
 
 
 def write(path: Path, rows: Iterable[Any]) -> Path:
@@ -82,16 +85,16 @@ def told(sample: Sample) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_without_faults_is_read_back_as_it_was(name: str, kind: Kind, tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", [ROWS[name]])
-    target, done = copied(source, kind)
-    assert done.changes == []
+    target, _, changes = copied(source, kind)
+    assert changes == []
     assert [told(sample) for sample in samples(target)] == [told(s) for s in samples(source)]
 
 
 def test_only_texts_are_changed_wherever_they_stand(tmp_path: Path) -> None:
     mail = "ada" + "@lovelace-engines.org"
     text = json.dumps(ROWS["everything"]).replace("21 degrees", mail).replace("weather", mail)
-    target, done = copied(write(tmp_path / "rows.jsonl", [json.loads(text)]), "redact")
-    places = [change["field"] for change in done.changes]
+    target, _, changes = copied(write(tmp_path / "rows.jsonl", [json.loads(text)]), "redact")
+    places = [change["field"] for change in changes]
     assert places == ["topic", "turn 4", "turn 5"]
     assert mail not in target.read_text()
     (sample,) = samples(target)
@@ -101,16 +104,50 @@ def test_only_texts_are_changed_wherever_they_stand(tmp_path: Path) -> None:
 def test_white_space_between_weighted_parts_stays(tmp_path: Path) -> None:
     row = json.loads(json.dumps(ROWS["everything"]))
     row["messages"][-1]["content"][1]["text"] = "21\r\ndegrees"
-    target, done = copied(write(tmp_path / "rows.jsonl", [row]), "fix")
+    target, done, _ = copied(write(tmp_path / "rows.jsonl", [row]), "fix")
     (sample,) = samples(target)
     assert sample.messages[-1].content == "It is 21\ndegrees"
-    assert len(done.changes) == 1
+    assert done.changes == 1
 
 
 def test_equal_rows_are_left_out_by_fix_alone(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", [ROWS["pair"]] * 3)
-    _, fixed = copied(source, "fix")
+    _, fixed, changes = copied(source, "fix")
     assert (fixed.read, fixed.written) == (3, 1)
-    assert {change["field"] for change in fixed.changes} == {"row"}
-    _, redacted = copied(source, "redact")
+    assert {change["field"] for change in changes} == {"row"}
+    _, redacted, _ = copied(source, "redact")
     assert (redacted.read, redacted.written) == (3, 3)
+
+
+def test_what_stands_across_two_parts_is_redacted(tmp_path: Path) -> None:
+    row = json.loads(json.dumps(ROWS["everything"]))
+    row["messages"][-1]["content"] = [
+        {"type": "text", "text": "Ask ada@love", "loss_weight": 0.5},
+        {"type": "text", "text": "lace-engines.org, please.", "loss_weight": 1.0},
+    ]
+    target, _, changes = copied(write(tmp_path / "rows.jsonl", [row]), "redact")
+    (sample,) = samples(target)
+    assert sample.messages[-1].spans == (("Ask [E-MAIL ADDRESS]", 0.5), (", please.", 1.0))
+    assert [change["field"] for change in changes] == ["turn 5"]
+
+
+def test_tools_and_calls_are_redacted_and_not_mended(tmp_path: Path) -> None:
+    row = json.loads(json.dumps(ROWS["everything"]))
+    row["messages"][2]["tool_calls"][0]["function"]["arguments"] = {"text": "as it is \n"}
+    row["tools"][0]["function"]["description"] = "asks ada@lovelace-engines.org"
+    source = write(tmp_path / "rows.jsonl", [row])
+    target, _, changes = copied(source, "redact")
+    assert [change["field"] for change in changes] == ["tools"]
+    assert "lovelace" not in target.read_text()
+    _, _, changes = copied(source, "fix")
+    assert changes == []
+
+
+def test_changes_show_where_texts_differ(tmp_path: Path) -> None:
+    row = {
+        "prompt": "Hi",
+        "completion": "word " * 50 + "\r\nend, write to ada@lovelace-engines.org",
+    }
+    _, _, (change,) = copied(write(tmp_path / "rows.jsonl", [row]), "fix")
+    assert "\\r\\n" in change["change"].partition(" -> ")[0]
+    assert "lovelace" not in change["change"]

@@ -18,6 +18,7 @@ from retone.config import DataSection, Recipe
 from retone.conversation import Conversation, Message
 from retone.data.advice import advise
 from retone.data.corpus_checks import DOMINANT_LABEL, FEW_ROWS
+from retone.data.duplicates import answer_key
 from retone.data.findings import CHECKS, Finding
 from retone.data.preparing import prepare_data
 from retone.data.recipe_checks import recipe_findings
@@ -78,6 +79,14 @@ def changed(text: str, every: int) -> str:
     return " ".join("changed" if at % every == every - 1 else w for at, w in enumerate(words))
 
 
+def weighed(number: int, weight: float) -> Row:
+    """A row of one exchange whose answer has this weight in the loss."""
+    asked, said = ROWS[number % 60]["prompt"], sentence(9000 + number)
+    answer = {"role": "assistant", "content": said, "loss_weight": weight}
+    return {"messages": [{"role": "user", "content": f"{asked} {number}"}, answer]}
+
+
+CHATS = [weighed(number, 1.0) for number in range(60)]
 LONG = [row(number, words=60) for number in range(2000, 2030)]
 CORPUS: dict[str, tuple[Table, Table, dict[str, Any]]] = {
     # code: files that trigger it, files that nearly do, further fields of [data]
@@ -90,6 +99,11 @@ CORPUS: dict[str, tuple[Table, Table, dict[str, Any]]] = {
     ),
     "also-in-test": (files([*ROWS, TEST[0]]), files([*ROWS, row(999)]), {}),
     "answer-cut": (files([*ROWS, row(99, words=90)]), files(), {"limit": 400}),
+    "never-trained": (
+        files([*CHATS, weighed(77, 0.0)]),
+        files([*CHATS, weighed(77, 0.5)]),
+        {},
+    ),
     "rejected-row": (
         files([*ROWS, row(99, "one <|im_end|> two")]),
         files([*ROWS, row(99, "one <b>im_end</b> two")]),
@@ -268,3 +282,40 @@ def test_should_you_tune(
     advice = advise(rows, task, looked)
     assert advice.advice == expected
     assert f"{rows} training rows" in advice.because[0]
+
+
+def test_another_system_prompt_is_another_question(tmp_path: Path) -> None:
+    rows = [{**each, "system": f"Answer in {tongue}."} for each in ROWS
+            for tongue in ("French", "German")]  # fmt: skip
+    for at, each in enumerate(rows):
+        each["completion"] = sentence(5000 + at)
+    found = findings(tmp_path, files(rows), deduplicate="none")
+    assert "contradiction" not in {each.code for each in found}
+
+
+def test_calls_are_answers() -> None:
+    """Rows that end in a tool call do not all answer the same nothing."""
+
+    def call(city: str) -> Conversation:
+        calls = ({"type": "function", "function": {"name": "look_up", "arguments": {"in": city}}},)
+        return Conversation((Message("user", "Look."), Message("assistant", "", tool_calls=calls)))
+
+    assert answer_key(call("Oslo")) == answer_key(call("Oslo"))
+    assert answer_key(call("Oslo")) != answer_key(call("Bergen"))
+
+
+def test_balanced_labels_do_not_dominate(tmp_path: Path) -> None:
+    labels = [row(number, f"label {'abcde'[number % 5]}") for number in range(100)]
+    assert "dominant-answer" not in {each.code for each in findings(tmp_path, files(labels))}
+
+
+def test_rows_that_were_not_asked_for_are_not_lost(tmp_path: Path) -> None:
+    """The share of faulty rows is of those that are used or faulty."""
+    rows = [row(n, words=90 if n % 5 == 0 else 12) for n in range(600)]
+    source = {"path": str(tmp_path / "train.jsonl"), "sample": 60}
+    found = findings(tmp_path, files(rows), limit=400, train=[source])
+    assert "rows-lost" in {each.code for each in found}
+
+
+def test_plain_text_has_an_advice_of_its_own() -> None:
+    assert "Plain text" in advise(500, CHAT, []).says

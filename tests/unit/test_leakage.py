@@ -181,11 +181,21 @@ def test_order_does_not_matter() -> None:
 
 def test_many_rows_are_read_once_and_answered_in_order() -> None:
     count = 2 * TOGETHER + 10
-    rows = iter([chat(f"Where is house {at}?", f"It is {at}.") for at in range(count)])
-    tests = (chat(f"Where is house {at}?", "Unknown.", at) for at in range(0, count, 100))
+    rows = iter([chat(f"Where is the house {at}?", f"It is {at}.") for at in range(count)])
+    tests = (chat(f"Where is the house {at}?", "Unknown.", at) for at in range(0, count, 100))
     index = LeakIndex(tests)
     matches = list(index.search(rows))
     assert len(index) == 11
     assert {at: match.where for at, match in enumerate(matches) if match} == {
         at: f"a.csv, row {at}" for at in range(0, count, 100)
     }
+
+
+def test_a_short_question_alone_is_no_leak() -> None:
+    """People say it again and again; with its answer it is one."""
+    index = LeakIndex([chat("Good morning to you!", "Good morning, what a day to go fishing.")])
+    other = chat("Good morning to you!", "The library opens at nine and closes at six.")
+    same = chat("Good morning to you!", "Good morning, what a day to go fishing.")
+    found = [match.code if match else None for match in index.search([other, same])]
+    assert found[0] != "leak"
+    assert found[1] == "leak"

@@ -46,8 +46,11 @@ def advise(rows: int, task: tuple[str, str], looked: Sequence[Conversation]) -> 
     if rows < PROMPT_ROWS:
         says = "Write a prompt with a few of these rows as examples first; tuning needs more rows."
         return Advice("prompt", says, (count,))
+    if not looked:
+        says = "Plain text teaches how it sounds and what it is about, not to answer questions."
+        return Advice("tune", says, (count, "no questions and answers"))
     facts = sum(map(_is_fact, looked))
-    if task[0] == "qa" or facts > MOST * max(1, len(looked)):
+    if task[0] == "qa" or facts > MOST * len(looked):
         told = task[1] if task[0] == "qa" else f"{facts} of {len(looked)} answers are short facts"
         says = (
             "Answers that are facts belong into retrieval, above all where they change: tuning "

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from retone.batch import EncodedRow
 from retone.chat_template import RowRejected, TrainOn
 from retone.conversation import Conversation, Document, Message, Preference
+from retone.data.private import veiled
 
 KEPT_EXAMPLES = 5  # row numbers kept per reason
 TOGETHER = 128  # conversations that are tokenised in one call
@@ -92,7 +93,7 @@ class Ledger:
         self.dropped[reason] += 1
         kept = self.examples.setdefault(reason, [])
         if len(kept) < KEPT_EXAMPLES:
-            kept.append(f"{sample.source}, row {sample.row}: {detail}")
+            kept.append(f"{sample.source}, row {sample.row}: {veiled(detail)}")
 
     def as_json(self) -> dict[str, Any]:
         """The entry of `sources` in `--json` and in the run's ledger.json."""

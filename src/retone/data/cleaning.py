@@ -5,128 +5,162 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from retone.conversation import Conversation, Document, Message
-from retone.data.findings import excerpt
+from retone.conversation import Conversation, Document, Message, Preference
+from retone.data.findings import EXCERPT
 from retone.data.formats import Sample
-from retone.data.private import redact
+from retone.data.private import Private, label, redact, veiled
 from retone.data.row_checks import mended
 
 Kind = Literal["fix", "redact"]
 Note = Callable[[str, str], None]  # field, what was done
+Spans = tuple[tuple[str, float], ...]
 
 
 @dataclass
 class Cleaned:
-    """What was done to the rows of a copy.
-
-    Attributes:
-        read, written: rows.
-        changes: one entry a changed field: {source, row, field, change}. Secrets and personal data
-            are never repeated there.
-    """
+    """What became of the rows of a copy: how many were read and written, and changes made."""
 
     read: int = 0
     written: int = 0
-    changes: list[dict[str, Any]] = field(default_factory=list)
+    changes: int = 0
 
 
-def cleaned_lines(samples: Iterable[Sample], kind: Kind, done: Cleaned) -> Iterator[str]:
-    """The rows of the copy as lines of JSON; `done` fills as they are taken.
+def cleaned_lines(
+    samples: Iterable[Sample], kind: Kind, done: Cleaned, tell: Callable[[dict[str, Any]], None]
+) -> Iterator[str]:
+    """The rows of the copy as lines of JSON; `done` counts as they are taken.
 
-    fix: white space and wrongly decoded text are mended, rows that equal an earlier one left out.
-    redact: secrets and personal data become what they are, such as [E-MAIL ADDRESS].
+    fix: white space and wrongly decoded text of turns and documents are mended, rows that equal an
+    earlier one left out. redact: secrets and personal data become what they are, such as
+    [E-MAIL ADDRESS], in all texts: tool calls, tools and columns that are only carried along too.
+
+    Args:
+        samples: the rows.
+        kind: what is done to them.
+        done: the counts.
+        tell: told of each changed field {source, row, field, change}; what is private is not
+            repeated there.
     """
     seen: set[bytes] = set()
     for sample in samples:
         done.read += 1
-        note = partial(_note, done, sample)
-        clean = _each_text(sample, partial(_CLEAN[kind], note))
-        line = json.dumps(_public_row(clean), ensure_ascii=False, default=str)
+
+        def note(place: str, change: str, at: Sample = sample) -> None:
+            done.changes += 1
+            tell({"source": at.source, "row": at.row, "field": place, "change": change})
+
+        row = _public_row(_fixed(sample, note) if kind == "fix" else _redacted(sample, note))
+        line = json.dumps(row, ensure_ascii=False, default=str)
         line = line.encode("utf-8", "replace").decode()  # half a surrogate pair is no text
-        digest = hashlib.blake2b(line.encode(), digest_size=16).digest()
-        if kind == "fix" and digest in seen:
-            note("row", "left out, it equals an earlier row")
-            continue
-        seen.add(digest)
+        if kind == "fix":
+            digest = hashlib.blake2b(line.encode(), digest_size=16).digest()
+            if digest in seen:
+                note("row", "left out, it equals an earlier row")
+                continue
+            seen.add(digest)
         done.written += 1
         yield line + "\n"
 
 
-def _fix(note: Note, place: str, text: str) -> str:
-    new = mended(text)
-    if new != text:
-        before, after = (excerpt(redact(each)[0]) for each in (text, new))
-        note(place, f"{before!r} -> {after!r}")
-    return new
+def _fixed(sample: Sample, note: Note) -> Sample:
+    """The sample with its turns or its text mended."""
 
+    def mend(place: str, text: str) -> str:
+        if (new := mended(text)) != text:
+            note(place, _difference(text, new))
+        return new
 
-def _redact(note: Note, place: str, text: str) -> str:
-    new, found = redact(text)
-    if found:
-        note(place, ", ".join(each.kind for each in found))
-    return new
+    def turn(message: Message, place: str) -> Message:
+        spans = tuple((_core(text, partial(mend, place)), weight) for text, weight in message.spans)
+        content = "".join(text for text, _ in spans) if spans else mend(place, message.content)
+        thinking = mend(f"{place}, thinking", message.thinking)
+        return replace(message, content=content, spans=spans, thinking=thinking)
 
-
-_CLEAN: dict[Kind, Callable[[Note, str, str], str]] = {"fix": _fix, "redact": _redact}
-
-
-def _note(done: Cleaned, sample: Sample, place: str, change: str) -> None:
-    entry = {"source": sample.source, "row": sample.row, "field": place, "change": change}
-    done.changes.append(entry)
-
-
-def _each_text(sample: Sample, clean: Callable[[str, str], str]) -> Sample:
-    """The sample with every text of it, columns that are only carried along too, cleaned."""
-    extra = {name: _value(value, name, clean) for name, value in sample.extra.items()}
     if isinstance(sample, Document):
-        return replace(sample, text=clean("text", sample.text), extra=extra)
+        return replace(sample, text=mend("text", sample.text))
+    return _each_turn(sample, turn)
+
+
+def _redacted(sample: Sample, note: Note) -> Sample:
+    """The sample without what is private, wherever it stands."""
+
+    def hide(place: str, text: str) -> str:
+        new, found = redact(text)
+        if found:
+            note(place, ", ".join(each.kind for each in found))
+        return new
+
+    def value(given: Any, place: str) -> Any:
+        if isinstance(given, str):
+            return hide(place, given)
+        if isinstance(given, dict):
+            return {name: value(each, place) for name, each in given.items()}
+        if isinstance(given, list | tuple):
+            return type(given)(value(each, place) for each in given)
+        return given
+
+    def turn(message: Message, place: str) -> Message:
+        content = hide(place, message.content)
+        spans = _redacted_spans(message.spans, redact(message.content)[1])
+        thinking = hide(f"{place}, thinking", message.thinking)
+        calls = value(message.tool_calls, f"{place}, tool call")
+        return replace(message, content=content, spans=spans, thinking=thinking, tool_calls=calls)
+
+    sample = replace(sample, extra={name: value(v, name) for name, v in sample.extra.items()})
+    if isinstance(sample, Document):
+        return replace(sample, text=hide("text", sample.text))
+    return _each_turn(replace(sample, tools=value(sample.tools, "tools")), turn)
+
+
+def _redacted_spans(spans: Spans, found: Iterable[Private]) -> Spans:
+    """Pieces of a text without what is private in it: a label stands where that begins."""
+    pieces, begin = [], 0
+    for text, weight in spans:
+        end, left, at = begin + len(text), [], begin
+        for private in found:
+            if private.end <= begin or private.start >= end:
+                continue
+            left.append(text[at - begin : max(private.start, at) - begin])
+            if private.start >= begin:
+                left.append(label(private))
+            at = min(private.end, end)
+        pieces.append(("".join([*left, text[at - begin :]]), weight))
+        begin = end
+    return tuple(pieces)
+
+
+def _each_turn(
+    sample: Conversation | Preference, turn: Callable[[Message, str], Message]
+) -> Conversation | Preference:
+    """The sample with every turn of it changed; `turn` is told its place."""
+    given = sample.messages if isinstance(sample, Conversation) else sample.prompt
+    turns = tuple(turn(each, f"turn {at}") for at, each in enumerate(given, 1))
     if isinstance(sample, Conversation):
-        return replace(sample, messages=_messages(sample.messages, clean), extra=extra)
+        return replace(sample, messages=turns)
     chosen, rejected = (
-        None if answer is None else _message(answer, name, clean)
+        None if answer is None else turn(answer, name)
         for name, answer in (("chosen", sample.chosen), ("rejected", sample.rejected))
     )
-    prompt = _messages(sample.prompt, clean)
-    return replace(sample, prompt=prompt, chosen=chosen, rejected=rejected, extra=extra)
+    return replace(sample, prompt=turns, chosen=chosen, rejected=rejected)
 
 
-def _messages(messages: Iterable[Message], clean: Callable[[str, str], str]) -> tuple[Message, ...]:
-    return tuple(_message(each, f"turn {at}", clean) for at, each in enumerate(messages, 1))
-
-
-def _message(message: Message, place: str, clean: Callable[[str, str], str]) -> Message:
-    spans = tuple((_piece(text, place, clean), weight) for text, weight in message.spans)
-    content = "".join(text for text, _ in spans) if spans else clean(place, message.content)
-    return replace(
-        message,
-        content=content,
-        spans=spans,
-        thinking=clean(f"{place}, thinking", message.thinking),
-        tool_calls=_value(message.tool_calls, f"{place}, tool call", clean),
-    )
-
-
-def _piece(text: str, place: str, clean: Callable[[str, str], str]) -> str:
-    """A part of a text: white space at its ends stands between words."""
+def _core(text: str, change: Callable[[str], str]) -> str:
+    """A part of a text changed but for the white space at its ends, which stands between words."""
     core = text.strip()
-    if not core:
-        return text
-    return text.replace(core, clean(place, core), 1)
+    return text.replace(core, change(core), 1) if core else text
 
 
-def _value(value: Any, place: str, clean: Callable[[str, str], str]) -> Any:
-    """A JSON value with the texts in it cleaned."""
-    if isinstance(value, str):
-        return clean(place, value)
-    if isinstance(value, dict):
-        return {name: _value(each, place, clean) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_value(each, place, clean) for each in value)
-    return value
+def _difference(before: str, after: str) -> str:
+    """Both from shortly before the first character that differs."""
+    before, after = veiled(before), veiled(after)
+    pairs = enumerate(zip(before, after, strict=False))
+    same = next((at for at, (old, new) in pairs if old != new), min(len(before), len(after)))
+    start = max(0, same - EXCERPT // 4)
+    return f"{before[start : start + EXCERPT]!r} -> {after[start : start + EXCERPT]!r}"
 
 
 def _public_row(sample: Sample) -> dict[str, Any]:

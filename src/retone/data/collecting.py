@@ -13,7 +13,7 @@ import numpy as np
 from retone.config import DataSection, SourceSection
 from retone.conversation import Conversation, Preference
 from retone.data.checks import KEPT_EXAMPLES, Ledger
-from retone.data.duplicates import answer_key, content_key, question_key
+from retone.data.duplicates import answer_key, content_key, question_key, setting_key
 from retone.data.findings import RowHits
 from retone.data.formats import LOOKED_AT, Sample, convert, detect_shape
 from retone.data.row_checks import row_hits
@@ -83,7 +83,7 @@ class _Facts:
         self._split_by = split_by
         self._known: set[str] = set()
         self._keys, self._questions, self._topics = array("Q"), array("Q"), array("Q")
-        self._answers, self._words = array("Q"), array("I")
+        self._settings, self._answers, self._words = array("Q"), array("Q"), array("I")
         self._sources, self._chats = array("I"), array("B")
         self._hits = RowHits()
 
@@ -94,6 +94,7 @@ class _Facts:
         self._keys.append(key)
         self._questions.append(question_key(sample))
         self._topics.append(_topic(sample, self._split_by, key))
+        self._settings.append(setting_key(sample))
         self._answers.append(answer_key(sample))
         self._words.append(len(said.split()))
         self._sources.append(source)
@@ -127,6 +128,7 @@ class _Facts:
             np.array(self._keys, np.uint64),
             np.array(self._questions, np.uint64),
             np.array(self._topics, np.uint64),
+            np.array(self._settings, np.uint64),
             np.array(self._answers, np.uint64),
             np.array(self._words, np.uint32),
             np.array(self._sources, np.uint32),

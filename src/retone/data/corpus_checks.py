@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain, tee
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retone.config import DataSection
 from retone.conversation import Conversation
-from retone.data.checks import Ledger
+from retone.data.duplicates import COMMON_QUESTION
 from retone.data.findings import KEPT_ROWS, Finding, excerpt, finding
 from retone.data.languages import language_findings
 from retone.data.leakage import LeakIndex
@@ -22,7 +22,7 @@ FEW_ROWS = 50
 ENOUGH_ROWS = 20  # to say anything about a distribution
 LOST_ROWS, LOST_SHARE = 5, 0.1  # of a source, at least
 DOMINANT_SHARE, DOMINANT_LABEL = 0.05, 0.8  # of free answers, and of a few labels
-LABEL_ROWS = 20  # answers that come so often each, in the mean, are labels
+LABEL_ROWS = 5  # answers that come so often each, in the mean, are labels
 DRIFT = 2.0  # ratio of two medians of words
 
 # Reasons of the ledger that are no fault of a row.
@@ -34,7 +34,12 @@ ASKED_FOR = (
     "also-in-validation",
 )
 REPEATS = ("duplicate", "near-duplicate", "also-in-test")
-OTHER_CODES = {"unusable": "unusable-row", "longer-than-max-length": "answer-cut"}
+OTHER_CODES = {
+    "unusable": "unusable-row",
+    "longer-than-max-length": "answer-cut",
+    "nothing-trained": "never-trained",
+    "no-assistant-turn": "never-trained",
+}
 
 
 def corpus_findings(
@@ -50,7 +55,7 @@ def corpus_findings(
     """
     return [
         *table.hits.findings(),
-        *_left_out(table.ledgers),
+        *_left_out(table),
         *_leaks(table, against, tick),
         *_contradictions(table),
         *_dominant(table),
@@ -61,13 +66,13 @@ def corpus_findings(
     ]
 
 
-def _left_out(ledgers: Iterable[Ledger]) -> Iterator[Finding]:
+def _left_out(table: SampleTable) -> Iterator[Finding]:
     """Dropped rows by what they lack, and sources that lost too many."""
     counts: Counter[str] = Counter()
     rows: dict[str, list[str]] = {}
     lost: list[str] = []
     faulty = 0
-    for ledger in ledgers:
+    for at, ledger in enumerate(table.ledgers):
         faults = 0
         for reason, count in ledger.dropped.items():
             if reason in ASKED_FOR:
@@ -76,7 +81,7 @@ def _left_out(ledgers: Iterable[Ledger]) -> Iterator[Finding]:
             counts[code] += count
             rows.setdefault(code, []).extend(ledger.examples.get(reason, []))
             faults += 0 if reason in (*REPEATS, "unusable") else count
-        read = ledger.used + ledger.dropped.total()
+        read = table.read(at) - sum(ledger.dropped[reason] for reason in ASKED_FOR)
         if faults >= max(LOST_ROWS, LOST_SHARE * read):
             faulty += faults
             lost.append(f"{ledger.path}: {faults:,} of {read:,}")
@@ -95,11 +100,10 @@ def _leaks(table: SampleTable, against: Iterable[Trainable], tick: Tick) -> Iter
     counts: Counter[str] = Counter()
     rows: dict[str, list[str]] = {}
     mine = np.flatnonzero(table.on("train") | table.on("validation")).tolist()
-    samples, searched = tee(table.spool.samples(mine))
-    found = zip(samples, index.search(searched), strict=True)
-    for done, (sample, match) in enumerate(found, 1):
-        if done % TOLD_EVERY == 0 or done == len(mine):
-            tick("looking for leaks", done, len(mine), f"{done:,} rows")
+    searched = _told(table.spool.samples(mine), len(mine), tick)
+    # Read twice: the first match comes when all rows have been searched.
+    found = zip(index.search(searched), table.spool.samples(mine), strict=True)
+    for match, sample in found:
         if match is None:
             continue
         counts[match.code] += 1
@@ -111,14 +115,24 @@ def _leaks(table: SampleTable, against: Iterable[Trainable], tick: Tick) -> Iter
         yield finding(code, count, rows[code])
 
 
+def _told(samples: Iterable[Trainable], total: int, tick: Tick) -> Iterator[Trainable]:
+    for done, sample in enumerate(samples, 1):
+        if done % TOLD_EVERY == 0 or done == total:
+            tick("looking for leaks", done, total, f"{done:,} rows")
+        yield sample
+
+
 def _contradictions(table: SampleTable) -> Iterator[Finding]:
     """Rows that ask the same and answer differently."""
     mine = np.flatnonzero((table.sides >= 0) & table.chats)
-    by_question = mine[np.lexsort((table.answers[mine], table.questions[mine]))]
-    groups = _runs(table.questions[by_question])
+    asked = table.questions ^ table.settings
+    by_question = mine[np.lexsort((table.answers[mine], asked[mine]))]
+    groups = _runs(asked[by_question])
     differs = np.zeros(len(by_question), dtype=np.bool_)
     answers = table.answers[by_question]
     for start, stop in groups:
+        if stop - start > COMMON_QUESTION:  # an instruction, and what it is about stands elsewhere
+            continue
         differs[start:stop] = answers[start] != answers[stop - 1]
     rows = by_question[differs]
     if len(rows):
@@ -143,13 +157,15 @@ def _dominant(table: SampleTable) -> Iterator[Finding]:
 def _drift(table: SampleTable, data: DataSection) -> Iterator[Finding]:
     """Answers that are much longer on one side, or in one source, than in another."""
     train = table.on("train") | table.on("validation")
-    parts = {"the test rows": table.on("test"), "the training rows": train}
+    parts = {"the test rows": table.on("test") & table.chats}
+    parts["the training rows"] = train & table.chats
     for at, source in enumerate(data.sources("train"), table.tests):
-        parts[source.path] = train & (table.sources == at)
+        name = f"source {at - table.tests + 1}, {source.path}"
+        parts[name] = train & table.chats & (table.sources == at)
     medians = {
-        name: float(np.median(table.words[which & table.chats]))
+        name: float(np.median(table.words[which]))
         for name, which in parts.items()
-        if (which & table.chats).sum() >= ENOUGH_ROWS
+        if which.sum() >= ENOUGH_ROWS
     }
     if not medians:
         return

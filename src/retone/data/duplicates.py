@@ -93,11 +93,18 @@ def question_key(sample: Trainable) -> int:
 def answer_key(sample: Trainable) -> int:
     """A 64-bit hash of the last answer, without regard to case, spacing and the end's punctuation.
 
-    That of a document is its content key.
+    Its tool calls belong to it. That of a document is its content key.
     """
     if not isinstance(sample, Conversation):
         return content_key(sample)
-    return _key(" ".join(sample.answer.casefold().split()).rstrip(_END))
+    calls = sample.messages[-1].tool_calls if sample.messages else ()
+    called = json.dumps(calls, sort_keys=True) if calls else ""
+    return _key(" ".join(sample.answer.casefold().split()).rstrip(_END) + called)
+
+
+def setting_key(sample: Trainable) -> int:
+    """A 64-bit hash of the system prompt and the tools."""
+    return _key(spoken(sample)[0])
 
 
 def find_repeats(

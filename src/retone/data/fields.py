@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from retone.conversation import Conversation, Document, Preference
+from retone.data.private import veiled
 from retone.data.sources import Row
 
 DEEPEST = 64  # levels of lists and objects in a row
 HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON can write what UTF-8 cannot
 BRIEF = 40  # characters of a value quoted in a message
+LOOKED_AT = 1000  # characters of a value that are searched for secrets
 SYSTEM_COLUMNS = ("system", "system_prompt")
 
 
@@ -119,5 +121,7 @@ def brief(value: Any) -> str:
     if isinstance(value, list | dict):
         article, noun = ("a", "list") if isinstance(value, list) else ("an", "object")
         return f"{article} {noun} of {len(value)}" if value else f"an empty {noun}"
+    if isinstance(value, str):  # a secret is not repeated, and not cut before it is known as one
+        value = veiled(value[:LOOKED_AT])
     shown = repr(value[: BRIEF + 1] if isinstance(value, str | bytes) else value)
     return shown if len(shown) <= BRIEF else shown[: BRIEF - 1] + "…"

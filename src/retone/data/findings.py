@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from retone.data.private import veiled
+
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 KEPT_ROWS = 5  # named with an excerpt in a finding
@@ -25,11 +27,13 @@ class Check:
         severity: an error stops a run unless `data.allow` names its code.
         says: what is wrong with the rows, after their number: "12 rows: SAYS".
         remedy: what to do about it, or to type.
+        counted: the finding is one of rows; else `says` stands alone.
     """
 
     severity: Severity
     says: str
     remedy: str
+    counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,17 @@ class Finding:
 def finding(code: str, count: int, rows: Iterable[str] = (), detail: str = "") -> Finding:
     """A finding in the words of its check; `detail` is put behind them."""
     check = CHECKS[code]
-    rows_ = f"{count:,} row" + ("" if count == 1 else "s")
-    message = f"{rows_}: {check.says}" + (f" ({detail})" if detail else "")
+    number = f"{count:,} row{'' if count == 1 else 's'}: " if check.counted else ""
+    message = f"{number}{check.says}" + (f" ({detail})" if detail else "")
     return Finding(code, check.severity, count, tuple(rows), message, check.remedy)
 
 
 def excerpt(text: str, start: int = 0, end: int = 0) -> str:
-    """A line of `text` around the characters from `start` to `end`, short enough for a table."""
+    """A line of `text` around the characters from `start` to `end`, short enough for a table.
+
+    Secrets and personal data are stars there, and what a terminal would obey is left out.
+    """
+    text = "".join(letter if letter.isprintable() else " " for letter in veiled(text))
     room = max(0, EXCERPT - (end - start))
     first = max(0, min(start - room // 3, len(text) - EXCERPT))
     cut = " ".join(text[first : first + EXCERPT].split())
@@ -208,6 +216,11 @@ CHECKS: dict[str, Check] = {
         "too long, so that the answer would be cut; left out",
         "raise data.max_length, or shorten or split the rows",
     ),
+    "never-trained": Check(
+        "warning",
+        "no token that would be trained; left out",
+        "give the answer a loss_weight above 0, or write the answer",
+    ),
     "rejected-row": Check(
         "warning",
         "not what the model's chat template can write; left out",
@@ -243,29 +256,44 @@ CHECKS: dict[str, Check] = {
         "few to learn from",
         "collect more rows; under 50, try a good prompt first",
     ),
-    "not-checked": Check("note", "not checked", "pip install 'retone[languages]'"),
-    "file": Check("note", "read with something taken for granted", "look at the file"),
+    "not-checked": Check(
+        "note", "one check was left out", "pip install 'retone[languages]'", counted=False
+    ),
+    "file": Check(
+        "note", "something was taken for granted about a file", "look at the file", counted=False
+    ),
     # how it is to be trained
     "warmup-too-long": Check(
-        "error", "the warm-up is as long as the run", "lower train.warmup_steps"
+        "error", "the warm-up is as long as the run", "lower train.warmup_steps", counted=False
     ),
     "max-length-short": Check(
-        "error", "most rows are longer than data.max_length", "raise data.max_length"
+        "error",
+        "most rows are longer than data.max_length",
+        "raise data.max_length",
+        counted=False,
     ),
     "alpha-rank": Check(
         "warning",
         "method.alpha / method.rank is ten times off the usual 1 to 2",
         "set method.alpha to once or twice method.rank",
+        counted=False,
     ),
     "few-steps": Check(
-        "warning", "the run has under 20 steps", "raise train.epochs or lower train.batch_size"
+        "warning",
+        "the run has under 20 steps",
+        "raise train.epochs or lower train.batch_size",
+        counted=False,
     ),
     "many-epochs": Check(
-        "warning", "every row is seen over 50 times", "lower train.epochs or train.max_steps"
+        "warning",
+        "every row is seen over 50 times",
+        "lower train.epochs or train.max_steps",
+        counted=False,
     ),
     "evaluation-never": Check(
         "note",
         "no evaluation falls inside the run, so its last weights are kept whatever they are",
         "lower train.evaluate_every, or raise data.validation_fraction",
+        counted=False,
     ),
 }

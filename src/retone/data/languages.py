@@ -24,13 +24,13 @@ def language_findings(table: SampleTable) -> Iterator[Finding]:
     """Answers in another language than most; a note where lingua is not installed."""
     mine = np.flatnonzero(table.on("train") & table.chats)
     mine = np.sort(mine[np.argsort(table.keys[mine])[:LOOKED_AT]])
-    told: list[tuple[str, str]] = []  # language, row
+    told: list[tuple[str, Conversation]] = []
     try:
         for sample in table.spool.samples(mine.tolist()):
             assert isinstance(sample, Conversation)
             language = language_of(sample.answer)
             if language:
-                told.append((language, f"{sample.where}: {excerpt(sample.answer)}"))
+                told.append((language, sample))
     except ImportError:
         yield finding("not-checked", len(mine), detail="the language of the answers")
         return
@@ -40,7 +40,8 @@ def language_findings(table: SampleTable) -> Iterator[Finding]:
     if others:
         shares = ", ".join(f"{name} {counts[name]}" for name in likely[:4])
         detail = f"of {len(told):,} that were looked at: {shares}"
-        yield finding("language-mix", len(others), others[:KEPT_ROWS], detail)
+        rows = [f"{row.where}: {excerpt(row.answer)}" for row in others[:KEPT_ROWS]]
+        yield finding("language-mix", len(others), rows, detail)
 
 
 def language_of(text: str) -> str:

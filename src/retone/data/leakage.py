@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from retone.conversation import Document
+from retone.conversation import Conversation, Document
 from retone.data.duplicates import (
     COMMON_QUESTION,
     Flags,
     Hashes,
+    content_key,
     question_key,
     spoken,
     word_grams,
@@ -38,6 +39,7 @@ LEAK_GRAMS = 10  # ... unless it is so few 3-grams that a phrase has as many
 NEAR = 0.08  # a row that holds this share is likely to be a rewrite ...
 NEAR_WEIGHT = 2.5  # ... unless it is two 3-grams that no other row happens to have
 TEST_ROWS = 100  # a 3-gram that more test rows have is left out: it tells nothing and takes time
+QUESTION_WORDS = 5  # a shorter question ("Good morning") comes again by itself
 TOGETHER = 512  # rows that are compared in one call
 
 Numbers = NDArray[np.int32]
@@ -86,7 +88,7 @@ class LeakIndex:
                 np.add.at(having, common, np.int32(1))  # a plain 1 takes 15 times as long
                 file.write(common.tobytes())
                 sizes.extend(counts.tolist())
-                questions.extend(map(question_key, together))
+                questions.extend(map(_question, together))
             file.seek(0)
             asked = _asked(np.array(self._questions), np.array(questions))
             comparison = _Comparison(self._starts, self._owners, having, len(self))
@@ -102,7 +104,7 @@ class LeakIndex:
             grams, rows = _row_grams(together)
             yield grams, rows + np.int32(len(self._rows))
             self._rows.extend(map(_told, together))
-            self._questions.extend(map(question_key, together))
+            self._questions.extend(map(_question, together))
 
     def _common(self, samples: Sequence[Trainable]) -> tuple[Numbers, NDArray[np.int64]]:
         """Numbers of the 3-grams that training rows share with test rows, and how many each has."""
@@ -219,6 +221,13 @@ def _by_gram(read: Iterable[tuple[Hashes, Numbers]]) -> tuple[Hashes, Numbers, N
 def _first(values: NDArray[Any]) -> Flags:
     """Which values differ from the one before."""
     return np.concatenate([np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1]])
+
+
+def _question(sample: Trainable) -> int:
+    """A hash of what is asked; of all that is said where hardly anything is asked."""
+    turns = sample.prompt if isinstance(sample, Conversation) else ()
+    words = sum(len(turn.content.split()) for turn in turns if turn.role != "system")
+    return question_key(sample) if words >= QUESTION_WORDS else content_key(sample)
 
 
 def _asked(tests: Hashes, questions: Hashes) -> Numbers:

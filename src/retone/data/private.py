@@ -49,7 +49,12 @@ def find_private(text: str) -> list[Private]:
 def redact(text: str) -> tuple[str, list[Private]]:
     """`text` with a label such as [IBAN] in each place of `find_private`, and these places."""
     found = find_private(text)
-    return _replaced(text, found, _label), found
+    return _replaced(text, found, label), found
+
+
+def veiled(text: str) -> str:
+    """`text` with a star for each character of what is private; as long as it was."""
+    return _replaced(text, find_private(text), lambda hit: "*" * (hit.end - hit.start))
 
 
 def _apart(hits: Iterable[Private]) -> list[Private]:
@@ -69,7 +74,7 @@ def _replaced(text: str, hits: Iterable[Private], by: Callable[[Private], str]) 
     return "".join([*pieces, text[end:]])
 
 
-def _label(hit: Private) -> str:
+def label(hit: Private) -> str:
     return f"[{hit.kind.upper()}]"
 
 
@@ -136,7 +141,7 @@ _SECRETS = (
          "token", "TOKEN", "Token"),
         re.compile(
             r"(?:passw(?:or)?d|pwd|secret|(?:api|auth|access|account|client|service|private)_?key"
-            r"|(?:api|auth|access)_?token)\w*(?:[\"']\]?)?\s{0,3}(?::=|=>|[:=])\s{0,3}[\"'`]?"
+            r"|(?:api|auth|access)_?token)\w{0,40}+(?:[\"']\]?)?\s{0,3}(?::=|=>|[:=])\s{0,3}[\"'`]?"
             r"((?=[a-z+/]*\d[a-z+/]*\d)(?=[\d+/]*[a-z])[a-z0-9+/]{20,}={0,2})(?![\w(.-])",
             re.IGNORECASE | re.ASCII,
         ),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from retone.data.findings import CHECKS, Finding
+from retone.data.findings import Finding, finding
 from retone.planning import Resolved
 
 FEW_STEPS, MANY_EPOCHS = 20, 50
@@ -26,11 +26,8 @@ def recipe_findings(
         validated: validation rows.
         too_long: rows that were left out because they are longer than `data.max_length`.
     """
-    return [
-        Finding(code, CHECKS[code].severity, 1, (), f"{CHECKS[code].says} ({found})", remedy)
-        for code, found in _odd(resolved, rows, validated, too_long)
-        for remedy in [CHECKS[code].remedy]
-    ]
+    found = _odd(resolved, rows, validated, too_long)
+    return [finding(code, 1, detail=detail) for code, detail in found]
 
 
 def _odd(resolved: Resolved, rows: int, validated: int, too_long: int) -> Iterator[tuple[str, str]]:

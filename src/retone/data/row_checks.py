@@ -6,6 +6,7 @@ English costs a few dozen substring searches and hardly a regular expression.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 import unicodedata
@@ -55,6 +56,8 @@ PLACEHOLDER = re.compile(
     re.VERBOSE,
 )
 _PLACEHOLDER_TRIGGERS = ("[", "{", "<", "rem ipsum", "rem Ipsum", "TBD", "XXX")
+_BLANK_START = re.compile(r"\A(?:[^\S\n]*\n)+")
+_INDENTED = re.compile(r"(?:  |\t).*\n")  # the first of several lines may be code
 _FENCE = re.compile(r"(```.*?(?:```|\Z))", re.DOTALL)
 _CODE = re.compile(rf"{_FENCE.pattern}|`[^`\n]+`", re.DOTALL)
 _END_MARKS = " .!?\u2026\u3002\uff01\uff1f"  # the last three are those of Chinese
@@ -125,6 +128,9 @@ def _faults(sample: Conversation | Document) -> Iterator[Fault]:
     for message in sample.messages:
         for text in filter(None, (message.content, message.thinking)):
             yield from _text_faults(text)
+    for said in (*(message.tool_calls for message in sample.messages), sample.tools):
+        if said:
+            yield from _private_faults(json.dumps(said, ensure_ascii=False))
     yield from _role_faults(sample.messages)
     for at, message in enumerate(sample.messages):
         before = sample.messages[:at]
@@ -140,6 +146,10 @@ def _text_faults(text: str) -> Iterator[Fault]:
         yield Fault("special-token", text, *span)
     if span := _mojibake(text):
         yield Fault("mojibake", text, *span)
+    yield from _private_faults(text)
+
+
+def _private_faults(text: str) -> Iterator[Fault]:
     for private in find_private(text):
         yield Fault(private.code, text, private.start, private.end, private.kind)
 
@@ -263,7 +273,7 @@ def _decoded(line: str) -> str:
 def _white_space(answer: str) -> Iterator[Fault]:
     if "\r" in answer:
         yield Fault("white-space", answer, said="a carriage return")
-    if answer[:1].isspace():
+    if answer[:1].isspace() and not _INDENTED.match(answer):
         yield Fault("white-space", answer, said="white space before it")
     if answer[-1:].isspace():
         yield Fault("white-space", answer, len(answer) - 1, len(answer), "white space behind it")
@@ -286,11 +296,7 @@ def _placeholders(text: str, before: tuple[Message, ...]) -> Iterator[Fault]:
 
 
 def _shown(fault: Fault) -> str:
-    veiled = fault.text
-    for private in find_private(fault.text):
-        stars = "*" * (private.end - private.start)
-        veiled = veiled[: private.start] + stars + veiled[private.end :]
-    around = excerpt(veiled, fault.start, fault.end)
+    around = excerpt(fault.text, fault.start, fault.end)
     return f"{fault.said}: {around}" if fault.said else around
 
 
@@ -304,4 +310,5 @@ def _mended_once(text: str) -> str:
         pieces = _FENCE.split(text)
         pieces[::2] = (_LINE_END.sub("", prose) for prose in pieces[::2])
         text = "".join(pieces)
-    return text.strip()
+    text = _BLANK_START.sub("", text).rstrip()
+    return text if _INDENTED.match(text) else text.lstrip()

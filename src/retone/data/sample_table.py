@@ -34,7 +34,7 @@ class SampleTable:
         hits: what is wrong with single rows.
         keys, questions: `duplicates.content_key` and `question_key`.
         topics: hashes of the values of `data.split_by`, or the keys.
-        answers: `duplicates.answer_key`.
+        settings, answers: `duplicates.setting_key` and `answer_key`.
         words: words of the answer, or of a document.
         sources: index into the ledgers.
         chats: conversations, not documents.
@@ -50,6 +50,7 @@ class SampleTable:
     keys: Hashes
     questions: Hashes
     topics: Hashes
+    settings: Hashes
     answers: Hashes
     words: NDArray[np.uint32]
     sources: NDArray[np.uint32]

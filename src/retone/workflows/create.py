@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from retone.workflows.diagnosis import allowed, diagnose
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sacrebleu")
 SOURCED: tuple[Literal["train", "test", "against"], ...] = ("train", "test", "against")
 NOT_PREPARED = ("task", "showcase", "allow", "bad_rows")  # fields that make no other rows
+CHECKERS = ("lingua",)  # packages that may be missing
 KEPT_PREPARED = 8  # prepared data of so many recipes is kept; runs have their own names for it
 
 # Their rendered ids are locked: whatever answers later must reproduce them.
@@ -181,7 +183,10 @@ def _prepared_data(
     data = _identity(recipe, sources)["data"]
     data = {name: value for name, value in data.items() if name not in NOT_PREPARED}
     lock = template.lock(lockable_prompts(template))
-    key = fingerprint(data, lock, limit, recipe.train.seed, __version__)[:16]
+    # Findings name files, and say what was not checked.
+    told = [[source.path for source in recipe.data.sources(split)] for split in SOURCED]
+    told.append([name for name in CHECKERS if find_spec(name)])
+    key = fingerprint(data, told, lock, limit, recipe.train.seed, __version__)[:16]
     folder = runs_root() / ".prepared" / key
     with _prepared_folder(folder) as missing:
         if missing:

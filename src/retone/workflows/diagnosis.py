@@ -120,9 +120,10 @@ def diagnose(data: PreparedData, resolved: Resolved, allow: Collection[str]) -> 
     )
     looked = read_rows(data.folder / "train.jsonl", LOOKED_AT)
     lengths = train.lengths.tolist()
+    samples = sum(each["used"] - each["validated"] - each["tested"] for each in sources)
     return Diagnosis(
         tuple(worst_first(lowered(found, allow) for found in [*data.findings, *odd])),
-        advise(len(train), found_task(looked), looked),
+        advise(samples, found_task(looked), looked),
         _histogram(lengths, resolved.recipe.data.max_length, too_long),
         _totals(sources, lengths, resolved),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,16 @@ from retone.config import Recipe, bundled_recipes, complete_recipe, load_recipe
 from retone.data.cleaning import Cleaned, Kind, cleaned_lines
 from retone.data.collecting import read_samples
 from retone.data.formats import Sample
+from retone.data.private import veiled
 from retone.data.sources import BadRows
 from retone.errors import InputError
 from retone.evaluation.data_page import DataReport, render_data_page
-from retone.run_dir import write_whole
+from retone.run_dir import whole_file, write_whole
 from retone.workflows.create import Prepared, prepare
 from retone.workflows.diagnosis import Diagnosis, allowed, diagnose
 
 PAGE_ROWS = 4  # whose tokens stand on the page
+SHOWN_CHANGES = 10
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,13 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Copied:
-    """A cleaned copy of data and the list of what was changed."""
+    """A cleaned copy of data, the list of what was changed and its beginning, and rows left out."""
 
     path: Path
     changes: Path
     cleaned: Cleaned
+    first: tuple[Mapping[str, Any], ...]
+    unusable: int
 
     def as_json(self) -> dict[str, Any]:
         """The object of `retone inspect --fix --json` and `--redact --json`."""
@@ -107,22 +113,25 @@ class Copied:
             "changes": str(self.changes),
             "read": self.cleaned.read,
             "written": self.cleaned.written,
-            "changed": len(self.cleaned.changes),
+            "changed": self.cleaned.changes,
+            "unusable": self.unusable,
         }
 
     def show(self) -> None:
         """Print the first changes and where the rest stands."""
         to = console.out()
-        for change in self.cleaned.changes[:10]:
+        for change in self.first:
             place = f"{change['source']}, row {change['row']}, {change['field']}"
             to.print(escape(f"{place}: {change['change']}"), soft_wrap=True)
         done = self.cleaned
         to.print(
-            escape(f"{self.path}: {done.written} of {done.read} rows, {len(done.changes)} changes"),
+            escape(f"{self.path}: {done.written} of {done.read} rows, {done.changes} changes"),
             style="bold",
         )
+        if self.unusable:
+            to.print(f"{self.unusable} rows could not be read and were left out")
         to.print(escape(f"all changes: {self.changes}"), soft_wrap=True)
-        to.print(escape(f"next: retone inspect {self.path}"), soft_wrap=True)
+        to.print(escape(f"next: retone inspect {shlex.quote(str(self.path))}"), soft_wrap=True)
 
 
 def inspect(
@@ -170,15 +179,21 @@ def clean_copy(
     What was changed is listed in a file beside it. Raises InputError where the target exists or
     rows cannot be read.
     """
-    changes = target.with_suffix(".changes.json")
+    changes = target.with_suffix(".changes.jsonl")
     for path in (target, changes):
         if path.exists():
             raise InputError("the file exists", str(path), f"rm {path}", "exists")
     recipe = _recipe(what, flags, sets)
-    cleaned = Cleaned()
-    write_whole(target, cleaned_lines(_samples(recipe), kind, cleaned))
-    write_whole(changes, json.dumps(cleaned.changes, indent=1, ensure_ascii=False) + "\n")
-    return Copied(target, changes, cleaned)
+    cleaned, first, bad = Cleaned(), list[Mapping[str, Any]](), BadRows()
+    with whole_file(changes) as file:
+
+        def tell(change: Mapping[str, Any]) -> None:
+            file.write(json.dumps(change, ensure_ascii=False) + "\n")
+            if len(first) < SHOWN_CHANGES:
+                first.append(change)
+
+        write_whole(target, cleaned_lines(_samples(recipe, bad), kind, cleaned, tell))
+    return Copied(target, changes, cleaned, tuple(first), bad.count)
 
 
 def _recipe(what: Sequence[str], flags: Mapping[str, Any] | None, sets: Sequence[str]) -> Recipe:
@@ -190,14 +205,16 @@ def _recipe(what: Sequence[str], flags: Mapping[str, Any] | None, sets: Sequence
     return complete_recipe({"data": {"train": train}}, " ".join(what), flags=flags, sets=sets)
 
 
-def _samples(recipe: Recipe) -> Iterator[Sample]:
-    """All training samples as they stand in their files; InputError where some do not."""
-    bad = BadRows()
+def _samples(recipe: Recipe, bad: BadRows) -> Iterator[Sample]:
+    """All training samples as they stand in their files.
+
+    InputError for rows that cannot be read, unless the recipe drops them.
+    """
     plain = recipe.data.model_copy(update={"system": None})  # the recipe adds it, not the data
     for source in plain.sources("train"):
         _, samples = read_samples(source, plain, bad)
         yield from samples
-    if bad.count:
+    if bad.count and recipe.data.bad_rows == "error":
         raise bad.problems()
 
 
@@ -250,7 +267,7 @@ def _ledger_lines(source: Mapping[str, Any]) -> list[list[str]]:
 
 
 def spans(row: EncodedRow, tokenizer: Any) -> list[tuple[str, bool]]:
-    """The row's text in pieces, each with whether its tokens are trained."""
+    """The row's text in pieces and whether their tokens are trained; what is private is stars."""
     pieces: list[tuple[list[int], bool]] = []
     for token, weight in zip(row.input_ids, row.loss_weights, strict=True):
         trained = weight != 0
@@ -258,4 +275,7 @@ def spans(row: EncodedRow, tokenizer: Any) -> list[tuple[str, bool]]:
             pieces[-1][0].append(token)
         else:
             pieces.append(([token], trained))
-    return [(tokenizer.decode(ids), trained) for ids, trained in pieces]
+    texts = [tokenizer.decode(ids) for ids, _ in pieces]
+    shown, ends = veiled("".join(texts)), [0, *accumulate(map(len, texts))]
+    parts = [shown[start:end] for start, end in pairwise(ends)]
+    return [(part, trained) for part, (_, trained) in zip(parts, pieces, strict=True)]
