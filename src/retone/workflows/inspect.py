@@ -125,7 +125,7 @@ class Copied:
             to.print(escape(f"{place}: {change['change']}"), soft_wrap=True)
         done = self.cleaned
         to.print(
-            escape(f"{self.path}: {done.written} of {done.read} rows, {done.changes} changes"),
+            escape(f"{self.path}: {done.written} of {done.read} rows, changes: {done.changes}"),
             style="bold",
         )
         if self.unusable:
