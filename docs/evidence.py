@@ -200,8 +200,7 @@ def example_lines(examples: list[dict[str, Any]]) -> list[str]:
 
 def results_block(proofs: dict[str, dict[str, Any]], benchmarks: dict[str, dict[str, Any]]) -> str:
     """The README's evidence: one line for each proof file with scores, and the speed."""
-    parts = [evidence_table(proofs), speed_sentence(benchmarks), data_sentence(benchmarks)]
-    return "\n\n".join(filter(None, parts))
+    return "\n\n".join(filter(None, [evidence_table(proofs), speed_sentence(benchmarks)]))
 
 
 def evidence_table(proofs: dict[str, dict[str, Any]]) -> str:
@@ -241,22 +240,6 @@ def speed_sentence(benchmarks: dict[str, dict[str, Any]]) -> str:
         "([how](docs/results.md#train_cpu))."
     ).format(", ".join(ran) or "its peers", *values)
     return wrapped(text)
-
-
-def data_sentence(benchmarks: dict[str, dict[str, Any]]) -> str:
-    """What preparing many rows takes, beside `datasets.map`; empty without the benchmark."""
-    found = benchmarks.get("prepare", {})
-    if not found.get("ratio"):
-        return ""
-    most, beside = (max(found[part], key=int) for part in ("sizes", "ratio"))
-    ours = found["sizes"][most]["retone"]
-    rates = " and ".join(f"{r:.2f} times {name}" for name, r in found["ratio"][beside].items())
-    return wrapped(
-        f"Preparing {int(most):,} chats of ShareGPT's lengths (read, compared, verified, stored): "
-        f"{ours['rows_per_s']:,.0f} a second within {ours['peak_rss_bytes'] / 1e9:.1f} GB. At "
-        f"{int(beside):,} chats the rate is {rates}, which read and tokenise only "
-        "([how](docs/results.md#prepare))."
-    )
 
 
 def wrapped(text: str) -> str:
