@@ -62,7 +62,7 @@ class TextTokenizer:
         self.end_of_text: frozenset[int] = frozenset({tokenizer.eos_token_id} - {None})
         self.end_ids = end_ids(tokenizer)
         self.added: tuple[str, ...] = tuple(map(str, tokenizer.added_tokens_decoder.values()))
-        # The tokenizer's own core: the wrapper around it costs a tenth of the time.
+        # The tokenizer's own core: the wrapper around it costs time in every call.
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         plain = getattr(self._backend, "normalizer", None) is None
         # Added tokens that are cut out of a text before anything else looks at it.

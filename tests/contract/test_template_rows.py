@@ -369,6 +369,20 @@ def test_a_batch_gives_what_one_conversation_gives() -> None:
         assert template.encode_batch([]) == []
 
 
+def test_a_tokenizer_that_cuts_and_pads_does_neither_here() -> None:
+    tokenizer = hostile()
+    texts = TextTokenizer(tokenizer)
+    plain = [tokens.ids for tokens in map(texts.tokenize, ("ab bc", "ab"))]
+    tokenizer.backend_tokenizer.enable_truncation(1)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    try:
+        found = texts.tokenize_all(["ab bc", "ab"])
+    finally:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    assert [tokens.ids for tokens in found if isinstance(tokens, Tokens)] == plain
+
+
 def encoded_rows(*given: Any) -> list[EncodedRow]:
     """The rows of all samples in one list."""
     return [row for rows in encode_each(*given) for row in rows]

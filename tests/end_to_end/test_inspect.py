@@ -81,6 +81,15 @@ def test_an_error_stops_inspect_and_run_unless_it_is_allowed(
     assert codes(read_json(run.data / "diagnosis.json"))["secret"] == "warning"
 
 
+def test_equal_files_are_named_as_they_are_given(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prepared data is found again by content, but the ledger names files."""
+    (work / "copy.jsonl").write_bytes((work / "rows.jsonl").read_bytes())
+    for name in ("rows.jsonl", "copy.jsonl"):
+        assert Path(inspect(capsys, name)["sources"][0]["path"]).name == name
+
+
 def test_an_unknown_code_is_not_allowed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = inspect(capsys, "rows.jsonl", "--set", 'data.allow=["secrets"]', exit_code=2)["error"]
     assert error["code"] == "unknown-finding"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tiny
 from retone.chat_template import ChatTemplate
 from retone.config import DataSection, Recipe
 from retone.conversation import Conversation, Message
+from retone.data import languages
 from retone.data.advice import advise
 from retone.data.corpus_checks import DOMINANT_LABEL, FEW_ROWS
 from retone.data.duplicates import answer_key
@@ -178,6 +180,26 @@ def test_findings_name_file_row_and_text(tmp_path: Path) -> None:
     assert found.rows[1] == f"train.jsonl, row 61: {asked} -> It is not there at all."
 
 
+def test_without_lingua_the_languages_are_not_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lingua", None)
+    languages._detector.cache_clear()
+    prose = [row(number, f"{ENGLISH} {number}") for number in range(60)]
+    found = {each.code: each for each in findings(tmp_path, files(prose), deduplicate="none")}
+    assert "pip install" in found["not-checked"].remedy
+    assert "language" in found["not-checked"].message
+
+
+def test_what_was_taken_for_granted_about_a_file_is_a_note(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = (f"{each['prompt']};{each['completion']}\n" for each in ROWS)
+    path.write_text("prompt;completion\n" + "".join(lines))
+    found = {each.code: each for each in findings(tmp_path, files(), train=str(path))}
+    assert found["file"].severity == "note"
+    assert "rows.csv" in found["file"].message
+
+
 def test_labels_may_be_few(tmp_path: Path) -> None:
     """A class that most rows belong to is named only where nearly all of them do."""
     rows = [row(number, "yes" if number % 10 < 7 else "no") for number in range(100)]
@@ -251,7 +273,7 @@ def test_every_check_is_triggered_somewhere() -> None:
     """Each code of the table has its case here or among the checks of single rows."""
     from test_row_checks import CASES
 
-    elsewhere = {"file", "not-checked", "max-length-short"}
+    elsewhere = {"file", "not-checked", "max-length-short"}  # in tests of their own above
     assert set(CORPUS) | set(RECIPES) | {case[0] for case in CASES} | elsewhere == set(CHECKS)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from retone.conversation import Conversation, Document, Message, Preference
 from retone.data.findings import EXCERPT
 from retone.data.formats import Sample
-from retone.data.private import Private, label, redact, veiled
+from retone.data.private import Private, find_private, label, redact, veiled
 from retone.data.row_checks import mended
 
 Kind = Literal["fix", "redact"]
@@ -105,7 +105,8 @@ def _redacted(sample: Sample, note: Note) -> Sample:
 
     def turn(message: Message, place: str) -> Message:
         content = hide(place, message.content)
-        spans = _redacted_spans(message.spans, redact(message.content)[1])
+        places = find_private(message.content) if message.spans else []
+        spans = _redacted_spans(message.spans, places)
         thinking = hide(f"{place}, thinking", message.thinking)
         calls = value(message.tool_calls, f"{place}, tool call")
         return replace(message, content=content, spans=spans, thinking=thinking, tool_calls=calls)

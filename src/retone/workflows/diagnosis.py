@@ -17,7 +17,7 @@ from retone.data.findings import CHECKS, Finding, lowered, worst_first
 from retone.data.preparing import PreparedData
 from retone.data.recipe_checks import recipe_findings
 from retone.data.spool import read_rows
-from retone.data.tasks import LOOKED_AT, found_task
+from retone.data.tasks import LOOKED_AT
 from retone.errors import CheckFailed, InputError, nearest
 from retone.planning import Resolved
 
@@ -119,11 +119,13 @@ def diagnose(data: PreparedData, resolved: Resolved, allow: Collection[str]) -> 
         resolved, rows=len(train), validated=len(data.rows("validation")), too_long=too_long
     )
     looked = read_rows(data.folder / "train.jsonl", LOOKED_AT)
+    task = resolved.recipe.data.task
+    chosen = resolved.chosen.get("data.task")
     lengths = train.lengths.tolist()
     samples = sum(each["used"] - each["validated"] - each["tested"] for each in sources)
     return Diagnosis(
         tuple(worst_first(lowered(found, allow) for found in [*data.findings, *odd])),
-        advise(samples, found_task(looked), looked),
+        advise(samples, (task, chosen.because if chosen else "the recipe says so"), looked),
         _histogram(lengths, resolved.recipe.data.max_length, too_long),
         _totals(sources, lengths, resolved),
     )

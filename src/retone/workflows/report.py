@@ -97,11 +97,8 @@ def commands(run: Run) -> list[dict[str, str]]:
     ]
 
 
-def _data_report(run: Run, manifest: Mapping[str, Any]) -> DataReport | None:
+def _data_report(run: Run, manifest: Mapping[str, Any]) -> DataReport:
     """What was found about the data before training."""
-    path = run.data / "diagnosis.json"
-    if not path.is_file():
-        return None
     sources = read_json(run.ledger)["sources"]
     return DataReport(
         title=manifest["recipe"],
@@ -109,7 +106,7 @@ def _data_report(run: Run, manifest: Mapping[str, Any]) -> DataReport | None:
         verdict="",
         sources=sources,
         tokens=(),
-        **read_json(path),
+        **read_json(run.data / "diagnosis.json"),
     )
 
 
