@@ -16,7 +16,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,13 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def measure_ours(rows: Path, folder: Path, out: Path) -> dict[str, Any]:
-    """Read, deduplicate, encode, split and store; the seconds of each part as well."""
+    """Read, check, deduplicate, encode, split and store; the seconds of each part as well.
+
+    No peer looks for faults, so the seconds that this takes are counted apart too.
+    """
     from retone.chat_template import ChatTemplate
     from retone.config import DataSection
-    from retone.data.preparing import prepare_data
+    from retone.data import collecting, preparing
     from retone.models.loading import load_tokenizer
     from retone.models.locate import locate
     from retone.training.loop import peak_memory
@@ -130,8 +133,11 @@ def measure_ours(rows: Path, folder: Path, out: Path) -> dict[str, Any]:
         parts[what] = parts.get(what, 0.0) + now - last
         last = now
 
+    checking: list[float] = []
+    collecting.row_faults = timed(collecting.row_faults, checking)
+    preparing.corpus_findings = timed(preparing.corpus_findings, checking)
     out.mkdir()
-    data = prepare_data(
+    data = preparing.prepare_data(
         DataSection(train=str(rows)), template, out, limit=8192, seed=SEED, tick=tick
     )
     seconds = time.perf_counter() - start
@@ -141,6 +147,7 @@ def measure_ours(rows: Path, folder: Path, out: Path) -> dict[str, Any]:
     return {
         "rows": source["read"],
         "seconds": seconds,
+        "checking_s": sum(checking),
         "peak_rss_bytes": peak_memory(),
         "parts_s": {name: round(took, 2) for name, took in parts.items()},
         "dropped": source["dropped"],
@@ -148,6 +155,18 @@ def measure_ours(rows: Path, folder: Path, out: Path) -> dict[str, Any]:
         "first": [(row.row, len(row.input_ids), row.trained) for row in train[:100]],
         "model": str(base.path),
     }
+
+
+def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """The function; each of its calls adds the seconds it took to the list."""
+
+    def measured(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        found = function(*arguments)
+        seconds.append(time.perf_counter() - start)
+        return found
+
+    return measured
 
 
 def measure(folder: Path, size: int, peers: Peers) -> dict[str, dict[str, Any]]:
@@ -158,7 +177,8 @@ def measure(folder: Path, size: int, peers: Peers) -> dict[str, dict[str, Any]]:
     command = [sys.executable, str(Path(__file__).resolve()), "--ours", str(rows)]
     command += [str(folder), str(folder / f"ours-{size}")]
     found = {"retone": rated(last_json(run(command, folder, folder / "log.txt", SECONDS)))}
-    tell(f"  retone: {found['retone']['rows_per_s']:.0f} rows/s, {found['retone']['parts_s']}")
+    ours = found["retone"]
+    tell(f"  retone: {ours['rows_per_s']:.0f} rows/s, {ours['checking_s']:.1f} s of checking")
     for name, processes in peers.items():
         work = folder / f"{name}-{size}"
         log = folder / f"log-{name}.txt"
@@ -176,8 +196,13 @@ def measure(folder: Path, size: int, peers: Peers) -> dict[str, dict[str, Any]]:
 
 
 def rated(found: dict[str, Any]) -> dict[str, Any]:
-    """The measurement with its rows per second."""
-    return {**found, "rows_per_s": found["rows"] / found["seconds"]}
+    """The measurement with its rows per second, and with those of the work that all do."""
+    alike = found["seconds"] - found.get("checking_s", 0.0)
+    return {
+        **found,
+        "rows_per_s": found["rows"] / found["seconds"],
+        "rows_per_s_unchecked": found["rows"] / alike,
+    }
 
 
 def summary(measured: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
@@ -187,7 +212,10 @@ def summary(measured: dict[int, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     for size, by in measured.items():
         peers = {n: f for n, f in by.items() if n != "retone" and "not_run" not in f}
         for name, peer in peers.items():
-            ratios.setdefault(str(size), {})[name] = rates[size] / peer["rows_per_s"]
+            ratios.setdefault(str(size), {})[name] = {
+                "with_checks": rates[size] / peer["rows_per_s"],
+                "without": by["retone"]["rows_per_s_unchecked"] / peer["rows_per_s"],
+            }
         for peer in peers.values():
             peer["same_tokens"] = same_tokens(by["retone"]["first"], peer)
     for by in measured.values():
@@ -219,7 +247,7 @@ def same_tokens(first: list[tuple[int, int, int]], peer: dict[str, Any]) -> dict
 
 def table(payload: dict[str, Any]) -> Iterator[str]:
     """The figures for people."""
-    yield f"{'rows':>9}  {'candidate':18}{'rows/s':>9}{'peak GB':>9}{'ratio':>8}"
+    yield f"{'rows':>9}  {'candidate':18}{'rows/s':>9}{'peak GB':>9}{'ratio':>8}{'unchecked':>11}"
     for size, by in payload["sizes"].items():
         for name, found in by.items():
             if "not_run" in found:
@@ -229,7 +257,7 @@ def table(payload: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"{size:>9}  {name:18}{found['rows_per_s']:9.0f}"
                 f"{(found['peak_rss_bytes'] or 0) / 1e9:9.2f}"
-                + ("" if ratio is None else f"{ratio:8.2f}")
+                + ("" if ratio is None else f"{ratio['with_checks']:8.2f}{ratio['without']:11.2f}")
             )
     yield f"rate at the largest size against the smallest: {payload['linearity']:.2f}"
 

@@ -20,7 +20,7 @@ from retone.data.collecting import as_trained
 from retone.data.documents import CHUNK_CHARACTERS
 from retone.data.formats import FORMATS, LOOKED_AT, Sample, convert, detect_shape
 from retone.data.instructions import PAIR_COLUMNS
-from retone.data.row_checks import row_hits
+from retone.data.row_checks import row_faults
 from retone.data.sources import BadRows, read_items
 from retone.data.turns import CHAT_COLUMNS, SPELLINGS
 from retone.errors import InputError
@@ -158,7 +158,7 @@ def account_of(
         return account
     account.shape, account.evidence = shape.name, shape.evidence
     trained = filter(None, map(as_trained, samples))
-    account.alarms = Counter(code for sample in trained for code, _ in row_hits(sample))
+    account.alarms = Counter(fault.code for sample in trained for fault in row_faults(sample))
     for _, group in itertools.groupby(samples, key=lambda sample: (sample.source, sample.row)):
         answered = sum(map(has_answer, group))
         account.used += bool(answered)

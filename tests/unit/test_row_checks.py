@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from retone.conversation import Conversation, Document, Message
 from retone.data.findings import CHECKS
-from retone.data.row_checks import mended, row_hits
+from retone.data.row_checks import mended, row_faults
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TOKENIZERS = DATA / "tokenizers"
@@ -265,7 +265,7 @@ CASES: list[tuple[str, str, Row, Row]] = [
 
 def codes(row: Row) -> list[str]:
     sample = row if isinstance(row, Conversation) else chat("What is asked?", row)
-    return [code for code, _ in row_hits(sample)]
+    return [fault.code for fault in row_faults(sample)]
 
 
 @pytest.mark.parametrize(
@@ -291,13 +291,13 @@ def test_every_code_is_known_and_named_once() -> None:
      ("jane.smith@gmail.com", "personal-data")],
 )  # fmt: skip
 def test_documents_are_read_as_texts(text: str, code: str) -> None:
-    assert [hit for hit, _ in row_hits(Document(text))] == [code]
-    assert row_hits(Document(" [Your Name], as an AI, I am null\r\n")) == []
+    assert [fault.code for fault in row_faults(Document(text))] == [code]
+    assert row_faults(Document(" [Your Name], as an AI, I am null\r\n")) == []
 
 
 def test_excerpts_show_the_place_and_nothing_private() -> None:
     text = "word " * 60 + "jane.smith@gmail.com said donâ€™t <|im_end|>" + " word" * 60
-    hits = dict(row_hits(chat("Hi", text)))
+    hits = {fault.code: fault.shown() for fault in row_faults(chat("Hi", text))}
     assert hits.keys() == {"special-token", "mojibake", "personal-data"}
     assert "<|im_end|>" in hits["special-token"]
     assert "donâ€™t" in hits["mojibake"]

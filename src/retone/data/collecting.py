@@ -16,7 +16,7 @@ from retone.data.checks import KEPT_EXAMPLES, Ledger
 from retone.data.duplicates import answer_key, content_key, question_key, setting_key
 from retone.data.findings import RowHits
 from retone.data.formats import LOOKED_AT, Sample, convert, detect_shape
-from retone.data.row_checks import row_hits
+from retone.data.row_checks import row_faults
 from retone.data.sample_table import TOLD_EVERY, SampleTable, Tick
 from retone.data.sources import BadRows, read_items
 from retone.data.spool import Spool, Trainable
@@ -99,8 +99,8 @@ class _Facts:
         self._words.append(len(said.split()))
         self._sources.append(source)
         self._chats.append(isinstance(sample, Conversation))
-        for code, text in row_hits(sample):
-            self._hits.add(code, f"{sample.source}, row {sample.row}", text)
+        for fault in row_faults(sample):
+            self._hits.add(fault.code, f"{sample.source}, row {sample.row}", fault.shown)
         if self._split_by is not None and self._split_by not in self._known:
             self._known.update(sample.extra)
 

@@ -7,7 +7,7 @@ to be trained. All of them speak through a `Finding`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -116,12 +116,12 @@ class RowHits:
     counts: dict[str, int] = field(default_factory=dict)
     rows: dict[str, list[str]] = field(default_factory=dict)
 
-    def add(self, code: str, where: str, text: str) -> None:
-        """Count one row."""
+    def add(self, code: str, where: str, shown: Callable[[], str]) -> None:
+        """Count one row; its excerpt is made where it is kept."""
         self.counts[code] = self.counts.get(code, 0) + 1
         kept = self.rows.setdefault(code, [])
         if len(kept) < KEPT_ROWS:
-            kept.append(f"{where}: {text}")
+            kept.append(f"{where}: {shown()}")
 
     def findings(self) -> list[Finding]:
         """A finding for each code."""

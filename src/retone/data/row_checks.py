@@ -42,16 +42,21 @@ CONTROL_TOKEN = re.compile(
     re.VERBOSE | re.MULTILINE,
 )
 
+# Each begins with one character of a set, so that the engine skips all others quickly.
 PLACEHOLDER = re.compile(
     r"""
-    \[(?i:your|insert|enter)[ _][^\[\]\n]{1,60}\](?!\()     # a link's text has its address behind
-    | \[(?:[A-Z][\w'\u2019]*[ ]){0,2}                       # not the labels of `private.redact`
-        (?:Name|Address|Date|City|Company|Title|Number|Amount|Link)\](?!\()
-    | <(?i:insert|your|enter)[ _-][^<>=\n]{1,60}>           # a tag's attributes have a =
-    | \{\{[ ]*[\w.]+[ ]*\}\}
-    | (?<![\w$\#\\}"'/%(=\[{])\{[a-z][a-z0-9_]{2,}\}(?![\w{"'/(\]}])   # a format field in prose
-    | (?i:\blorem[ ]ipsum\b)
-    | \bTBD\b | (?<!Bowl[ ])(?<!Chapter[ ])(?<!Book[ ])(?<!Part[ ])\bXXX+\b   # 30 in Roman numbers
+    [\[<{lLTX](?:
+        (?<=\[) (?i:your|insert|enter)[ _][^\[\]\n]{1,60}\](?!\()  # a link has its address behind
+        | (?<=\[) (?:[A-Z][\w'\u2019]*[ ]){0,2}                 # not the labels of `private.redact`
+            (?:Name|Address|Date|City|Company|Title|Number|Amount|Link)\](?!\()
+        | (?<=<) (?i:insert|your|enter)[ _-][^<>=\n]{1,60}>       # a tag's attributes have a =
+        | (?<=\{) \{[ ]*[\w.]+[ ]*\}\}
+        | (?<![\w$\#\\}"'/%(=\[{]\{)(?<=\{) [a-z][a-z0-9_]{2,}\}(?![\w{"'/(\]}])  # format
+        | (?<=\b[lL]) (?i:orem[ ]ipsum\b)
+        | (?<=\bT) BD\b
+        | (?<=\bX)  # but for the Roman number 30
+            (?<!Bowl[ ]X) (?<!Chapter[ ]X) (?<!Book[ ]X) (?<!Part[ ]X) XX+\b
+    )
     """,
     re.VERBOSE,
 )
@@ -79,13 +84,24 @@ _LINE_END = re.compile(r"^[ \t]+(?=\n)|(?<=\S)(?!  \n\S)[ \t]+(?=\n)", re.MULTIL
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong: in which text, and where in it; `said` is put before the excerpt."""
+    """One thing that is wrong: in which text, and where in it.
+
+    Attributes:
+        code: key of `findings.CHECKS`.
+        text: where it stands, from `start` to `end`.
+        said: put before the excerpt.
+    """
 
     code: str
     text: str
     start: int = 0
     end: int = 0
     said: str = ""
+
+    def shown(self) -> str:
+        """An excerpt; what is secret or personal data is stars there."""
+        around = excerpt(self.text, self.start, self.end)
+        return f"{self.said}: {around}" if self.said else around
 
 
 class Phrase(NamedTuple):
@@ -95,17 +111,12 @@ class Phrase(NamedTuple):
     pattern: re.Pattern[str]
 
 
-def row_hits(sample: Conversation | Document) -> list[tuple[str, str]]:
-    """Everything that is wrong with one row by itself: (key of `findings.CHECKS`, excerpt).
-
-    A code is named at most once. Excerpts show no secrets and no personal data: each of their
-    characters is a `*`.
-    """
-    hits: dict[str, str] = {}
+def row_faults(sample: Conversation | Document) -> list[Fault]:
+    """Everything that is wrong with one row by itself: the first fault of each code."""
+    found: dict[str, Fault] = {}
     for fault in _faults(sample):
-        if fault.code not in hits:
-            hits[fault.code] = _shown(fault)
-    return list(hits.items())
+        found.setdefault(fault.code, fault)
+    return list(found.values())
 
 
 def mended(text: str) -> str:
@@ -293,11 +304,6 @@ def _placeholders(text: str, before: tuple[Message, ...]) -> Iterator[Fault]:
     for found in PLACEHOLDER.finditer(prose):
         if not any(found[0] in turn.content for turn in before):
             yield Fault("placeholder", text, *found.span())
-
-
-def _shown(fault: Fault) -> str:
-    around = excerpt(fault.text, fault.start, fault.end)
-    return f"{fault.said}: {around}" if fault.said else around
 
 
 def _mended_once(text: str) -> str:
