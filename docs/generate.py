@@ -30,9 +30,10 @@ from evidence import MADE_BY, read_proofs, results_block, results_page
 from findings_table import findings_page
 from format_table import accounts, formats_page
 from retone.cli import app, main
-from retone.config import Recipe, SourceSection, describe_fields
+from retone.config import Recipe, SourceSection
 from retone.models.locate import model_table
 from retone.planning import DataFacts, Machine, ModelFacts, resolve
+from retone.recipe_file import describe_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results:start -->", "<!-- results:end -->"

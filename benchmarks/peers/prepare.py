@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from retone.chat_template import ChatTemplate
-from retone.config import Recipe, load_recipe
+from retone.config import Recipe
 from retone.conversation import Message
 from retone.data.sources import source_path
 from retone.models.loading import load_tokenizer
 from retone.models.locate import locate
 from retone.planning import matmul_rate, probe_machine
+from retone.recipe_file import load_recipe
 
 SIZES = (1024, 4096)
 

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from retone import __version__, console
-from retone.config import FLAGS, describe_fields
 from retone.errors import INTERNAL_EXIT_CODE, CheckFailed, InputError, Interrupted, RetoneError
+from retone.recipe_file import FLAGS, describe_fields
 
 Call = Callable[[], Any]
 _FIELD_HELP = {field: sentence for field, _, _, sentence in describe_fields()}

@@ -24,7 +24,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-import retone.config
+import retone.recipe_file
 import tiny
 from retone.cli import app, main
 
@@ -77,7 +77,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     bundled = (ROOT / "src/retone/datasets/yoda/train.jsonl").read_text().splitlines()
     (tmp_path / "few.jsonl").write_text("\n".join(bundled[:12]) + "\n")
     (tmp_path / "held.jsonl").write_text("\n".join(bundled[12:24]) + "\n")
-    real = retone.config.load_recipe
+    real = retone.recipe_file.load_recipe
 
     def quick(name: str, *, flags: Mapping[str, Any] | None, sets: Sequence[str]) -> Any:
         small = dict(flags or {}, model=str(base))

@@ -17,9 +17,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from retone.cli import main
-from retone.config import BUNDLED, HUB, bundled_recipes, load_recipe
+from retone.config import BUNDLED, HUB
 from retone.models.locate import locate, model_table
 from retone.planning import DataFacts, Machine, ModelFacts, resolve
+from retone.recipe_file import bundled_recipes, load_recipe
 from retone.run_dir import read_json, read_jsonl
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from retone.cli import main
-from retone.config import Recipe, SourceSection, describe_fields, load_recipe
+from retone.config import Recipe, SourceSection
 from retone.data.formats import detect_shape
+from retone.recipe_file import describe_fields, load_recipe
 from retone.workflows.import_fields import TOOLS
 from retone.workflows.import_recipe import MAX_BYTES, Imported, import_recipe
 

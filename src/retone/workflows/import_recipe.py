@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 
 from retone import console
-from retone.config import Recipe, SourceSection, complete_recipe
+from retone.config import Recipe, SourceSection
 from retone.errors import InputError
 from retone.planning import WARMUP_FRACTION
+from retone.recipe_file import complete_recipe
 from retone.run_dir import write_whole
 from retone.workflows.import_data import SOURCES, UNKNOWN, Draft
 from retone.workflows.import_fields import AXOLOTL, TOOLS, Tool, number, whole

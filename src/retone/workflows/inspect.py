@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from retone import console
 from retone.batch import EncodedRow
-from retone.config import Recipe, bundled_recipes, complete_recipe, load_recipe
+from retone.config import Recipe
 from retone.data.cleaning import Cleaned, Kind, cleaned_lines
 from retone.data.collecting import read_samples
 from retone.data.formats import Sample
@@ -23,6 +23,7 @@ from retone.data.private import veiled
 from retone.data.sources import BadRows
 from retone.errors import InputError
 from retone.evaluation.data_page import DataReport, render_data_page
+from retone.recipe_file import bundled_recipes, complete_recipe, load_recipe
 from retone.run_dir import whole_file, write_whole
 from retone.workflows.create import Prepared, prepare
 from retone.workflows.diagnosis import Diagnosis, allowed, diagnose

@@ -10,8 +10,9 @@ from typing import Any
 from rich.markup import escape
 
 from retone import console
-from retone.config import Recipe, find_recipe, load_recipe
+from retone.config import Recipe
 from retone.evaluation.statistics import Spread, spread
+from retone.recipe_file import find_recipe, load_recipe
 from retone.run_dir import Run, read_json, read_jsonl, write_json
 from retone.workflows.create import create
 from retone.workflows.evaluate import Evaluated, evaluate, read_evaluation, score_table

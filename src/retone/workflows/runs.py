@@ -10,8 +10,8 @@ from typing import Any
 from rich.markup import escape
 
 from retone import console
-from retone.config import bundled_recipes, describe_fields
 from retone.errors import InputError, nearest
+from retone.recipe_file import bundled_recipes, describe_fields
 from retone.run_dir import Run, all_runs, read_json, runs_root, write_whole
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from rich.markup import escape
 
 from retone import console
-from retone.config import find_recipe, load_recipe
 from retone.data.preparing import PreparedData
 from retone.models.loading import save_adapter
 from retone.models.methods import METHODS, count_parameters
+from retone.recipe_file import find_recipe, load_recipe
 from retone.run_dir import Run, read_json, whole_folder, write_json
 from retone.training.loop import FitData, FitResult, fit
 from retone.workflows.create import create
