@@ -40,8 +40,16 @@ class ModelSection(Section):
     """A row of tables/models.toml, a hub id (org/name), or a folder."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; the commit found is recorded."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Type of the frozen weights; auto: bfloat16 where this device multiplies faster in it."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of the frozen weights and of the products; auto: by tables/precision.toml."""
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """Frozen weights in 4 bits (nf4 with double quantization, Dettmers et al. 2023,
+    arXiv:2305.14314) or in 8 (LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339)."""
+    adapter: str | None = None
+    """Go on from this adapter: a run, or a folder of plain peft LoRA on the same base."""
+    adapter_use: Literal["merged", "stacked"] = "merged"
+    """merged: the adapter is added to the weights first (quicker, not on quantized ones);
+    stacked: it stays beside them, frozen. Either way one adapter is saved that holds both."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """Attention of the model; auto: eager for short rows on a CPU, sdpa otherwise."""
     template: str = "auto"
@@ -128,26 +136,103 @@ class DataSection(Section):
         ]
 
 
+Kind = Literal["lora", "full", "last_layers", "unfreeze", "ia3", "prefix", "prompt", "bottleneck"]
+
+# Fields of [method] beside `kind`, and the kinds that use each.
+METHOD_FIELDS: dict[str, tuple[Kind, ...]] = {
+    "rank": ("lora",),
+    "alpha": ("lora",),
+    "dropout": ("lora", "bottleneck"),
+    "targets": ("lora", "ia3"),
+    "bias": ("lora",),
+    "train_also": ("lora",),
+    "rslora": ("lora",),
+    "dora": ("lora",),
+    "plus_ratio": ("lora",),
+    "init": ("lora",),
+    "layers": ("last_layers", "unfreeze"),
+    "open_until": ("unfreeze",),
+    "virtual_tokens": ("prefix", "prompt"),
+    "reduction": ("bottleneck",),
+    "placement": ("bottleneck",),
+}
+
+
 class MethodSection(Section):
     """[method]: what of the model is trained."""
 
-    kind: Literal["lora"] = "lora"
-    """lora: low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685)."""
+    kind: Kind = "lora"
+    """lora: low-rank adapters beside frozen weights (Hu et al. 2021, arXiv:2106.09685); full: all
+    weights; last_layers: head, final norm and the last decoder layers; unfreeze: these first, then
+    more from the top (Howard and Ruder 2018, arXiv:1801.06146); ia3: learned scales (Liu et al.
+    2022, arXiv:2205.05638); prefix: learned keys and values before the prompt (Li and Liang 2021,
+    arXiv:2101.00190); prompt: learned embeddings there (Lester et al. 2021, arXiv:2104.08691);
+    bottleneck: small layers behind the frozen ones (Houlsby et al. 2019, arXiv:1902.00751)."""
     rank: Annotated[int, Field(gt=0)] = 8
-    """Rank of each adapter pair."""
+    """lora: rank of each adapter pair."""
     alpha: Positive | None = None
-    """Adapters are scaled by alpha / rank; left out: twice the rank."""
+    """lora: adapters are scaled by alpha / rank; left out: twice the rank."""
     dropout: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
-    """Dropout on the adapters' input."""
-    targets: str | list[str] = "all-linear"
-    """Modules that get an adapter: all-linear, a regular expression, or a list of names."""
+    """lora, bottleneck: dropout on the adapters' input."""
+    targets: str | list[str] | None = None
+    """lora, ia3: modules that get an adapter: all-linear, a regular expression, or a list of
+    names; left out: all linear layers (lora), those that peft names for the family (ia3)."""
+    bias: Literal["none", "all", "lora_only"] = "none"
+    """lora: which biases are trained as well."""
+    train_also: list[str] = Field(default_factory=list)
+    """lora: names of further modules that are trained whole and saved with the adapter."""
+    rslora: bool = False
+    """lora: scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732)."""
+    dora: bool = False
+    """lora: magnitudes are trained apart from directions (Liu et al. 2024, arXiv:2402.09353)."""
+    plus_ratio: Annotated[Finite, Field(ge=1)] = 1.0
+    """lora: the rate of B is so many times that of A (LoRA+, Hayou et al. 2024,
+    arXiv:2402.12354, takes 16)."""
+    init: Literal["zero", "pissa", "olora"] = "zero"
+    """lora: what adapters begin as. pissa (Meng et al. 2024, arXiv:2404.02948) and olora
+    (Büyükakyüz 2024, arXiv:2406.01775) move the base's weights; they are saved as plain LoRA."""
+    layers: Annotated[int, Field(gt=0)] = 4
+    """last_layers: decoder layers trained; unfreeze: decoder layers opened together."""
+    open_until: Annotated[Finite, Field(gt=0, le=1)] = 0.5
+    """unfreeze: share of the run after which every layer is trained."""
+    virtual_tokens: Annotated[int, Field(gt=0)] = 20
+    """prefix, prompt: learned positions before the prompt."""
+    reduction: Annotated[int, Field(gt=1)] = 16
+    """bottleneck: the hidden size is divided by this inside."""
+    placement: Literal["pfeiffer", "houlsby"] = "pfeiffer"
+    """bottleneck: behind the feed-forward layers (Pfeiffer et al. 2021, arXiv:2005.00247), or
+    behind attention as well (houlsby)."""
+
+    @model_validator(mode="after")
+    def _fields_of_the_kind(self) -> MethodSection:
+        for name, kinds in METHOD_FIELDS.items():
+            default = type(self).model_fields[name].get_default(call_default_factory=True)
+            if self.kind not in kinds and getattr(self, name) != default:
+                raise ValueError(
+                    f"method.{name} is for the kind {' or '.join(kinds)}, not for {self.kind}"
+                )
+        if self.dora and self.init != "zero":
+            raise ValueError("method.dora starts from zero: leave method.init out")
+        return self
+
+
+class ObjectiveSection(Section):
+    """[objective]: what the loss asks for."""
+
+    kind: Literal["auto", "sft", "text"] = "auto"
+    """sft: the next token of answers; text: the next token of plain text, whose pieces are packed
+    into full rows and judged by how likely they make held-out text; auto: from the rows."""
+    label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
+    """Share of the target's weight that is spread over all tokens (Szegedy et al. 2015,
+    arXiv:1512.00567)."""
 
 
 class TrainSection(Section):
     """[train]: how long and how fast."""
 
     epochs: Positive | None = None
-    """Passes over the training rows (default 3). At most one of epochs, max_steps, minutes."""
+    """Passes over the training rows; left out: by tables/presets.toml. At most one of epochs,
+    max_steps, minutes."""
     max_steps: Annotated[int, Field(gt=0)] | None = None
     """Optimizer steps."""
     minutes: Positive | None = None
@@ -158,16 +243,34 @@ class TrainSection(Section):
     """Most rows per forward pass and device; left out: the whole batch."""
     micro_batch_tokens: Annotated[int, Field(gt=0)] | None = None
     """Most tokens, padding included, per forward pass and device; left out: by memory."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon"] = (
+        "adamw"
+    )
+    """adamw (Loshchilov and Hutter 2017, arXiv:1711.05101); adamw_8bit: its state in 8 bits
+    (Dettmers et al. 2021, arXiv:2110.02861), paged: moved off the GPU when that is full; adafactor
+    (Shazeer and Stern 2018, arXiv:1804.04235); lion (Chen et al. 2023, arXiv:2302.06675); muon for
+    matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon), with adamw for the rest."""
     learning_rate: Positive | None = None
-    """Peak learning rate; left out: by method."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape of the decay after the warm-up."""
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Steps of linear warm-up; left out: 5 % of the steps."""
+    """Peak learning rate; left out: by tables/presets.toml."""
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """Shape of the decay after the warm-up; wsd: constant, then linear over the last fifth (Hu et
+    al. 2024, arXiv:2404.06395)."""
+    warmup_steps: Annotated[int, Field(ge=0)] | Annotated[Finite, Field(ge=0, lt=1)] | None = None
+    """Steps of linear warm-up, or a share of all steps; left out: 0.05 of them."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
-    """AdamW's decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
+    """Decoupled weight decay of matrices (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
+    beta1: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
+    """Decay of the gradients' running mean (adamw, lion, adafactor), or muon's momentum."""
+    beta2: Annotated[Finite, Field(ge=0, lt=1)] = 0.999
+    """Decay of the squared gradients' running mean; of lion: of the gradients' second mean."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this L2 norm."""
+    neftune_alpha: Annotated[Finite, Field(ge=0)] = 0.0
+    """Noise on the embeddings while training, times alpha / sqrt(tokens * hidden) (NEFTune, Jain
+    et al. 2023, arXiv:2310.05914, takes 5)."""
+    gradient_checkpointing: bool = False
+    """Layers are computed again in the backward pass: less memory, more time (Chen et al. 2016,
+    arXiv:1604.06174)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seeds adapters, data order and dropout."""
     seeds: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
@@ -210,5 +313,30 @@ class Recipe(Section):
     model: ModelSection = Field(default_factory=ModelSection)
     data: DataSection
     method: MethodSection = Field(default_factory=MethodSection)
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        model, method = self.model, self.method
+        if model.quantization != "none":
+            if method.kind in ("full", "last_layers", "unfreeze"):
+                raise ValueError(
+                    f"model.quantization={model.quantization} freezes the weights that "
+                    f"method.kind={method.kind} trains: take method.kind=lora"
+                )
+            if method.init != "zero":
+                raise ValueError(
+                    f"method.init={method.init} moves the base's weights, which "
+                    f"model.quantization={model.quantization} has packed: leave one of them out"
+                )
+        if model.adapter is not None:
+            if method.kind != "lora" or method.init != "zero" or method.dora or method.train_also:
+                raise ValueError("model.adapter is gone on from by plain lora alone")
+            if model.adapter_use == "merged" and model.quantization != "none":
+                raise ValueError(
+                    f"model.quantization={model.quantization} packs the weights that an adapter "
+                    "would be added to: set model.adapter_use=stacked"
+                )
+        return self

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from retone.config import Recipe
+from retone.presets import epochs_for, rate_for, type_for
 
 # bf16 has 8 bits of precision: it is taken only where it is clearly the faster type.
 BF16_MIN_SPEEDUP = 1.2
@@ -23,11 +24,7 @@ EAGER_MAX_LENGTH = 256
 # Activations of one token of a 135M model in bf16, with a margin (1 MB was seen).
 ACTIVATION_BYTES = 2e6
 CPU_TOKENS = 512
-DEFAULT_EPOCHS = 3.0
 WARMUP_FRACTION = 0.05
-# Small models want a higher rate than the 2e-4 of QLoRA (Dettmers et al. 2023, arXiv:2305.14314).
-SMALL_MODEL_PARAMETERS = 500_000_000
-LORA_RATE = {"small": 1e-3, "large": 2e-4}
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,9 @@ class Machine:
         name: processor or GPU as the system names it.
         cores: CPU cores this process may use.
         memory_bytes: memory of the device that trains.
-        bf16_tflops: measured bf16 matmul rate, TFLOP/s; None where it was not measured.
+        bf16_tflops: measured bf16 matmul rate of a CPU, TFLOP/s; None where it was not measured.
         fp32_tflops: the same in fp32.
+        capability: CUDA compute capability, such as 8.0; 0 without one.
     """
 
     device: str
@@ -49,6 +47,7 @@ class Machine:
     memory_bytes: int
     bf16_tflops: float | None = None
     fp32_tflops: float | None = None
+    capability: float = 0.0
 
     @property
     def bf16_is_fast(self) -> bool:
@@ -66,6 +65,7 @@ class DataFacts:
     longest_row: int
     longest_answer: int
     task: tuple[str, str]  # what a good answer is, and why it is taken for that
+    objective: tuple[str, str] = ("sft", "rows are conversations")  # what is trained, and why
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class ModelFacts:
 
     parameters: int
     context: int
+    model_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,13 @@ def probe_machine() -> Machine:
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        rates = (2.0, 1.0) if native else (None, None)
-        return Machine("cuda", properties.name, _cores(), properties.total_memory, *rates)
+        return Machine(
+            "cuda",
+            properties.name,
+            _cores(),
+            properties.total_memory,
+            capability=properties.major + properties.minor / 10,
+        )
     memory = psutil.virtual_memory().total
     if torch.backends.mps.is_available():
         return Machine("mps", platform.processor() or "Apple GPU", _cores(), memory)
@@ -168,32 +173,32 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
         if getattr(getattr(recipe, section), name) in (None, "auto"):
             filled[field] = Choice(value, because)
 
-    fill("model.dtype", *_dtype(machine))
+    fill("model.dtype", *_dtype(machine, model))
     fill("model.attention", *_attention(machine, data))
     longest = min(data.longest_row, model.context)
     fill("data.max_length", longest, f"longest row {data.longest_row}, context {model.context}")
     fill("data.task", *data.task)
-    fill("method.alpha", 2.0 * recipe.method.rank, "twice the rank")
+    fill("objective.kind", *data.objective)
+    if recipe.method.kind == "lora":
+        fill("method.alpha", 2.0 * recipe.method.rank, "twice the rank")
+    if recipe.train.optimizer == "paged_adamw_8bit" and machine.device == "cpu":
+        because = "there is no GPU memory to page to"
+        filled["train.optimizer"] = Choice("adamw_8bit", because)
     fill("train.micro_batch_size", recipe.train.batch_size, "the token limit cuts where needed")
     fill("train.micro_batch_tokens", *_micro_batch_tokens(machine))
-    size = "small" if model.parameters < SMALL_MODEL_PARAMETERS else "large"
-    fill(
-        "train.learning_rate",
-        LORA_RATE[size],
-        f"LoRA on {model.parameters / 1e6:.0f}M parameters ({size} model)",
-    )
+    fill("train.learning_rate", *rate_for(recipe, model.parameters))
     if recipe.train.max_steps is None and recipe.train.minutes is None:
-        fill("train.epochs", DEFAULT_EPOCHS, "the default run length")
+        fill("train.epochs", *epochs_for(data.rows))
     steps_per_epoch = max(1, math.ceil(data.rows / recipe.train.batch_size))
     epochs = recipe.train.epochs or (
         filled["train.epochs"].value if "train.epochs" in filled else None
     )
     total = math.ceil(epochs * steps_per_epoch) if epochs else recipe.train.max_steps
-    fill(
-        "train.warmup_steps",
-        math.ceil(WARMUP_FRACTION * (total or steps_per_epoch)),
-        f"{WARMUP_FRACTION:.0%} of the steps",
-    )
+    warmup = recipe.train.warmup_steps
+    if not isinstance(warmup, int):
+        share = WARMUP_FRACTION if warmup is None else warmup
+        steps = math.ceil(share * (total or steps_per_epoch))
+        filled["train.warmup_steps"] = Choice(steps, f"{share:.0%} of the steps")
     fill("train.evaluate_every", max(1, steps_per_epoch // 2), "twice an epoch")
     fill("train.save_every", steps_per_epoch, "once an epoch")
     fill(
@@ -212,15 +217,14 @@ def _apply(recipe: Recipe, filled: dict[str, Choice]) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _dtype(machine: Machine) -> tuple[str, str]:
-    if machine.device == "mps":
-        return "float32", "bf16 on this GPU was not measured"
+def _dtype(machine: Machine, model: ModelFacts) -> tuple[str, str]:
+    dtype, because = type_for(machine.device, machine.capability, model.model_type)
+    if dtype != "measured":
+        return dtype, f"{machine.name}: {because}"
     if machine.bf16_tflops is None or machine.fp32_tflops is None:
-        return "float32", f"{machine.name} has no native bf16"
-    if machine.device == "cuda":
-        return "bfloat16", f"{machine.name} has native bf16"
+        return "float32", "bf16 was not measured here"
     bf16, fp32 = machine.bf16_tflops, machine.fp32_tflops
-    rates = f"matmul measured here: bf16 {bf16:.2f}, fp32 {fp32:.2f} TFLOP/s"
+    rates = f"{because}: bf16 {bf16:.2f}, fp32 {fp32:.2f} TFLOP/s"
     return ("bfloat16" if machine.bf16_is_fast else "float32"), rates
 
 

@@ -100,6 +100,9 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
     template = model.get("template") if isinstance(model, dict) else None
     if isinstance(template, str) and Path(template).suffix:
         values["model"]["template"] = _anchored(template, folder)
+    adapter = model.get("adapter") if isinstance(model, dict) else None
+    if isinstance(adapter, str) and (folder / Path(adapter).expanduser()).is_dir():
+        values["model"]["adapter"] = _anchored(adapter, folder)
     if not isinstance(data, dict):
         return
     for key in ("train", "test", "against"):

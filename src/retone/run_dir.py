@@ -2,7 +2,8 @@
 
     runs/<name>/ resolved.json manifest.json template_lock.json metrics.jsonl training.json
                  data/{train,validation,test}.jsonl data/encoded/ data/ledger.json
-                 checkpoints/step_000200/ adapter/ evaluation/{scores.json,answers.jsonl}
+                 checkpoints/step_000200/ adapter/ (or model/)
+                 evaluation/{scores.json,answers.jsonl}
 
 Files appear whole: written to a temporary name, flushed, renamed.
 """
@@ -192,8 +193,23 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """The tuned adapter, a standard peft folder."""
+        """The tuned adapter."""
         return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The tuned model, where weights of the base itself were trained."""
+        return self.path / "model"
+
+    @property
+    def tuned(self) -> Path:
+        """Whichever of the two there is."""
+        return self.model if self.model.is_dir() else self.adapter
+
+    @property
+    def parent(self) -> Path:
+        """The adapter that training goes on from, where there is one."""
+        return self.path / "parent"
 
     @property
     def training(self) -> Path:

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 import tiny
-from retone.config import MethodSection, TrainSection
+from retone.config import MethodSection, ObjectiveSection, TrainSection
 from retone.errors import InputError, MachineError
-from retone.models.methods import lora
+from retone.models.adapters import lora
 from retone.training import checkpoint
-from retone.training.checkpoint import checkpoint_folders, trained_weights
+from retone.training.checkpoint import checkpoint_folders, trained_parameters
 from retone.training.loop import FitData, FitResult, fit
 
 STEPS = 9
+SFT = {"method": MethodSection(), "objective": ObjectiveSection(kind="sft")}
 DROPOUT = 0.2  # so that the random state matters
 
 
@@ -41,7 +42,7 @@ def start(folder: Path, stop_at: int | None = None) -> tuple[Any, FitResult | No
     data = FitData(tiny.rows(30), tiny.rows(6, seed=1), pad_id=0)
     try:
         result = fit(
-            model, data, train, STEPS,
+            model, data, train, STEPS, **SFT,
             checkpoints=folder / "checkpoints", metrics=folder / "metrics.jsonl", listen=listen,
         )  # fmt: skip
     except Killed:
@@ -75,7 +76,7 @@ def test_resume_is_exact(
     assert end is not None
     assert (end.steps, end.best_step, end.best_loss) == (STEPS, result.best_step, result.best_loss)
     assert logged(tmp_path) == logged(folder)
-    ours, theirs = trained_weights(resumed), trained_weights(model)
+    ours, theirs = trained_parameters(resumed), trained_parameters(model)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     last = [checkpoint_folders(path / "checkpoints")[-1] for path in (tmp_path, folder)]
     for file in ("weights.safetensors", "optimizer.safetensors", "random.safetensors"):
@@ -139,7 +140,7 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     other = lora(tiny.model(), MethodSection(rank=4, targets=["q_proj"]))
     with pytest.raises(InputError, match="belongs to another model or method"):
         fit(
-            other, FitData(tiny.rows(8), [], 0), TrainSection(learning_rate=1e-3), 4,
+            other, FitData(tiny.rows(8), [], 0), TrainSection(learning_rate=1e-3), 4, **SFT,
             checkpoints=tmp_path / "checkpoints", metrics=tmp_path / "m", listen=lambda _: None,
         )  # fmt: skip
 
@@ -150,7 +151,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_remedy(tmp_path: Path) -> None:
         next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
     with pytest.raises(MachineError) as caught:
         fit(
-            model, FitData(tiny.rows(8), [], 0), TrainSection(learning_rate=1e-3), 4,
+            model, FitData(tiny.rows(8), [], 0), TrainSection(learning_rate=1e-3), 4, **SFT,
             checkpoints=tmp_path / "c", metrics=tmp_path / "m", listen=lambda _: None,
         )  # fmt: skip
     assert "--set train.learning_rate=0.0002" in caught.value.remedy

@@ -10,12 +10,12 @@ import torch
 
 import tiny
 from retone.batch import EncodedRow
-from retone.config import MethodSection, TrainSection
+from retone.config import MethodSection, ObjectiveSection, TrainSection
 from retone.data.batching import collate, epoch_steps, micro_batches
-from retone.models.methods import lora
+from retone.models.adapters import lora
 from retone.training import kernels
 from retone.training.loop import FitData, fit
-from retone.training.losses import batch_loss
+from retone.training.losses import next_token
 
 RTOL = 1e-5
 
@@ -37,7 +37,7 @@ def step(
     weight = sum(sum(row.loss_weights) for row in rows)
     total = 0.0
     for batch in micro_batches(rows, 0, most_rows=micro, most_tokens=None):
-        part, _ = batch_loss(model, batch, fast=fast)
+        part, _ = next_token(model, batch, fast=fast)
         (part / weight).backward()
         total += float(part.detach()) / weight
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -62,7 +62,7 @@ def test_mean_of_means_would_differ() -> None:
     loss, _ = step(rows, 16, fast=True)
     means = []
     for batch in micro_batches(rows, 0, most_rows=4, most_tokens=None):
-        part, weight = batch_loss(tuned_model(), batch, fast=True)
+        part, weight = next_token(tuned_model(), batch, fast=True)
         means.append(float((part / weight).detach()))
     assert abs(sum(means) / len(means) - loss) > 10 * RTOL * loss
 
@@ -75,6 +75,8 @@ def run_fit(tmp_path: Path, name: str, rows: list[EncodedRow], **settings: Any) 
         FitData(rows, [], pad_id=0),
         train,
         6,
+        method=MethodSection(),
+        objective=ObjectiveSection(kind="sft"),
         checkpoints=tmp_path / name,
         metrics=tmp_path / f"{name}.jsonl",
         listen=lambda line: losses.append(line["loss"]),
@@ -176,7 +178,7 @@ def test_bf16_loss_is_within_one_percent() -> None:
         if name in saved:
             parameter.data.copy_(saved[name].data)
     with kernels.fused_lora(model):
-        part, weight = batch_loss(model, collate(rows, pad_id=0), fast=True)
+        part, weight = next_token(model, collate(rows, pad_id=0), fast=True)
     assert float(part.detach() / weight) == pytest.approx(exact, rel=0.01)
 
 
@@ -199,7 +201,7 @@ def test_shared_prefix_is_exact(attention: str) -> None:
     results = []
     for fast in (True, False):
         model.zero_grad()
-        loss, _ = batch_loss(model, batch, fast=fast)
+        loss, _ = next_token(model, batch, fast=fast)
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         results.append((loss.detach(), gradients))

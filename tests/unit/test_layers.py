@@ -22,8 +22,8 @@ LAYERS = (
     ("data",),
     (
         "chat_template", "prompt_styles", "template_probe", "row_encoder", "answer_layout",
-        "tokens", "rendering", "batch", "planning", "run_dir", "config", "recipe_file", "conversation",
-        "errors", "console",
+        "tokens", "rendering", "batch", "planning", "run_dir", "config", "recipe_file", "presets",
+        "conversation", "errors", "console",
     ),
 )  # fmt: skip
 FOUNDATIONS = LAYERS[-1]

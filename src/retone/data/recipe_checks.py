@@ -38,8 +38,8 @@ def _odd(resolved: Resolved, rows: int, validated: int, too_long: int) -> Iterat
     if too_long > rows:
         length = resolved.recipe.data.max_length
         yield "max-length-short", f"{length}: {too_long:,} rows are longer, {rows:,} are not"
-    scale = _number(method.alpha) / method.rank
-    if not LOWEST_SCALE < scale < HIGHEST_SCALE:
+    if method.alpha is not None and not LOWEST_SCALE < method.alpha / method.rank < HIGHEST_SCALE:
+        scale = method.alpha / method.rank
         yield "alpha-rank", f"{method.alpha:g} / {method.rank} = {scale:g}"
     if not validated:
         yield "evaluation-never", "no row validates"

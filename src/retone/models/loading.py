@@ -1,21 +1,19 @@
-"""Base model and tokenizer from a located folder; a tuned model from a run's adapter."""
+"""Tokenizer and base model from a located folder."""
 
 from __future__ import annotations
 
+import logging
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from retone.errors import InputError
+from retone.errors import MachineError
 from retone.models.locate import LocatedModel
-from retone.run_dir import read_json, write_json
-
-BASE_FILE = "base_model.json"  # travels inside every adapter folder
 
 # peft 0.21 reads an attribute that transformers 5.23 renamed; nothing that a user could mend.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -28,73 +26,69 @@ def load_tokenizer(base: LocatedModel) -> Any:
     return AutoTokenizer.from_pretrained(base.path, local_files_only=True)
 
 
-def load_base(base: LocatedModel, *, dtype: str, attention: str, device: str) -> Any:
-    """The base model with frozen-type weights, in evaluation mode.
+def load_base(
+    folder: Path, *, dtype: str, attention: str, device: str, quantization: str = "none"
+) -> Any:
+    """A model with its weights in one type, in evaluation mode.
+
+    In float16 its norms stay in float32: their sums of squares leave float16's range.
 
     Args:
-        base: a verified folder.
-        dtype: bfloat16 or float32.
+        folder: a verified one.
+        dtype: bfloat16, float16 or float32.
         attention: eager or sdpa.
         device: cpu, cuda or mps.
+        quantization: none, nf4 or int8, of the frozen linear layers.
+
+    Raises:
+        MachineError: bitsandbytes is asked for and missing.
     """
+    kind: torch.dtype = getattr(torch, dtype)
+    packed = (
+        {}
+        if quantization == "none"
+        else {
+            "quantization_config": _bitsandbytes_config(quantization, kind),
+            "device_map": {"": device},
+        }
+    )
     model = AutoModelForCausalLM.from_pretrained(
-        base.path,
-        dtype=getattr(torch, dtype),
+        folder,
+        dtype=kind,
         attn_implementation=attention,
         local_files_only=True,
         use_safetensors=True,
+        **packed,
     )
-    return model.to(device).eval()
+    if dtype == "float16":
+        for module in model.modules():
+            if type(module).__name__.endswith("Norm"):
+                module.float()
+    return (model if packed else model.to(device)).eval()
 
 
-def save_adapter(
-    model: Any, base: LocatedModel, folder: Path, *, tokenizer: Any, template: str
-) -> None:
-    """Write a standard peft folder that also names its base and the base's sha256.
-
-    The tokenizer goes with it, carrying the chat template that was trained with: an adapter asked
-    through another template answers as if it had learned little.
-    """
-    config = model.peft_config[model.active_adapter]
-    # A path of this machine would be of no use elsewhere.
-    config.base_model_name_or_path = base.repo or base.name
-    # "auto" would ask the hub whether the vocabulary was changed.
-    model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    own = tokenizer.chat_template
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    tokenizer.chat_template = own
-    write_json(
-        folder / BASE_FILE,
-        {
-            "name": base.name,
-            "repo": base.repo,
-            "revision": base.revision,
-            "origin": base.origin,
-            "sha256": base.sha256,
-        },
-    )
-
-
-def check_base(adapter: Path, base: LocatedModel) -> None:
-    """Refuse an adapter that was trained on other weights (InputError)."""
-    file = adapter / BASE_FILE
-    if not file.is_file():
-        return  # another tool's adapter says nothing of its base's weights
-    trained_on = read_json(file)
-    if trained_on["sha256"] != base.sha256:
-        raise InputError(
-            "the adapter was trained on another base model",
-            f"{adapter}: trained on {trained_on['name']} ({trained_on['origin']}, sha256 "
-            f"{trained_on['sha256'][:12]}), this one is {base.name} ({base.origin}, sha256 "
-            f"{base.sha256[:12]})",
-            "load the base it was trained on, or tune this one: retone run RECIPE --fresh",
-            "other-base",
+def require_bitsandbytes(wanted: str) -> None:
+    """MachineError where bitsandbytes is needed for `wanted` and is not installed."""
+    if find_spec("bitsandbytes") is None:
+        raise MachineError(
+            f"{wanted} needs the package bitsandbytes",
+            "it is not installed",
+            "pip install 'retone[quantization]'",
+            "no-bitsandbytes",
         )
+    # It says on import that a package is missing which would fetch code.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def add_adapter(model: Any, adapter: Path, base: LocatedModel) -> Any:
-    """The base with a saved adapter on it, as plain peft loads it; refuses another base."""
-    check_base(adapter, base)
-    return PeftModel.from_pretrained(model, adapter, local_files_only=True).eval()
+def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:
+    require_bitsandbytes(f"model.quantization={quantization}")
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )

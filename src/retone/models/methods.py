@@ -4,13 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from retone.config import MethodSection
-from retone.errors import InputError
+from retone.models import adapters, bottleneck, layers
+
+Prepare = Callable[[Any, MethodSection], Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        prepare: a loaded base model -> the model with what is trained, and nothing else, requiring
+            gradients.
+        saved_as: what a tuned model is on disk: a peft adapter, a whole model, or bottlenecks.
+        merges: the adapter can be added to the weights, so that the model is a plain one again.
+    """
+
+    prepare: Prepare
+    saved_as: Literal["adapter", "model", "bottleneck"]
+    merges: bool
+
+
+METHODS: dict[str, Method] = {
+    "lora": Method(adapters.lora, "adapter", merges=True),
+    "full": Method(layers.full, "model", merges=False),
+    "last_layers": Method(layers.last_layers, "model", merges=False),
+    "unfreeze": Method(layers.full, "model", merges=False),
+    "ia3": Method(adapters.ia3, "adapter", merges=True),
+    "prefix": Method(adapters.prefix, "adapter", merges=False),
+    "prompt": Method(adapters.prompt, "adapter", merges=False),
+    "bottleneck": Method(bottleneck.add_bottlenecks, "bottleneck", merges=False),
+}
 
 
 @dataclass(frozen=True)
@@ -26,33 +55,11 @@ class Parameters:
 
 
 def count_parameters(model: nn.Module) -> Parameters:
-    """Trained and total parameters; tied weights count once."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    """Trained and total parameters; tied weights count once, packed 4-bit weights as unpacked."""
+    sizes = [(_size(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return Parameters(sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes))
 
 
-def lora(model: Any, method: MethodSection) -> Any:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685); weights of the base are frozen.
-
-    The adapters are kept in float32 whatever the base's type: AdamW's small updates would be lost
-    in bfloat16's 8 bits. Raises InputError when the targets match no module.
-    """
-    config = LoraConfig(
-        r=method.rank,
-        lora_alpha=method.alpha or 2 * method.rank,
-        lora_dropout=method.dropout,
-        target_modules=method.targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise InputError(
-            "method.targets matches no module of the model",
-            f"{method.targets!r}: {str(error).splitlines()[0]}",
-            '--set method.targets="all-linear"',
-            "no-target",
-        ) from error
-
-
-METHODS: dict[str, Callable[[Any, MethodSection], Any]] = {"lora": lora}
+def _size(parameter: nn.Parameter) -> int:
+    packed = getattr(parameter, "quant_state", None)  # bitsandbytes keeps two weights in a byte
+    return packed.shape.numel() if packed is not None else parameter.numel()

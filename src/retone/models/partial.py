@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -34,8 +35,24 @@ def head_only_at(model: Any, index: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def leading_positions(model: Any) -> int:
+    """Positions that the logits have before those of the input: learned embeddings, if any."""
+    found = _active_prompt(model)
+    return found.num_virtual_tokens if found and found.peft_type == PeftType.PROMPT_TUNING else 0
+
+
+def _active_prompt(model: Any) -> Any:
+    """peft's config of a prefix or prompt that the model begins with, or None."""
+    bare = getattr(model, "module", model)
+    if not isinstance(bare, PeftModel) or not bare.active_peft_config.is_prompt_learning:
+        return None
+    return None if bare._adapters_disabled else bare.active_peft_config
+
+
 def has_plain_cache(model: Any) -> bool:
     """True where every layer keeps all keys and values, so that a prefix can be shared."""
+    if _active_prompt(model) is not None:  # it fills the cache itself
+        return False
     layers = DynamicCache(config=model.config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 

@@ -11,7 +11,8 @@ will do again are dropped.
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +36,28 @@ class Progress:
     tokens: int = 0
     best_step: int = 0
     best_loss: float | None = None
+    loss_scale: dict[str, float] = field(default_factory=dict)  # of float16 training
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> tensor of everything that is trained."""
-    return {name: p.data for name, p in model.named_parameters() if p.requires_grad}
+Trained = Mapping[str, nn.Parameter]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that requires gradients now."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path,
+    trained: Trained,
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    progress: Progress,
 ) -> None:
-    """Write `step_NNNNNN` whole, then delete what it makes needless."""
+    """Write `step_NNNNNN` whole, then delete what it makes needless; arguments as to load it."""
+    progress.loss_scale = {} if scaler is None else scaler.state_dict()
     with whole_folder(folder / f"step_{progress.step:06d}") as staging:
-        save_file(_copies(trained_weights(model)), staging / "weights.safetensors")
+        save_file(_copies(trained), staging / "weights.safetensors")
         save_file(_optimizer_tensors(optimizer), staging / "optimizer.safetensors")
         save_file(_random_state(), staging / "random.safetensors")
         write_json(staging / "state.json", asdict(progress))
@@ -63,10 +73,10 @@ def best_folder(folder: Path, progress: Progress) -> Path:
     return folder / f"best_{progress.best_step:06d}"
 
 
-def save_best(folder: Path, model: nn.Module, progress: Progress) -> None:
+def save_best(folder: Path, trained: Trained, progress: Progress) -> None:
     """Keep the weights with the lowest evaluation loss so far."""
     with whole_folder(best_folder(folder, progress)) as staging:
-        save_file(_copies(trained_weights(model)), staging / "weights.safetensors")
+        save_file(_copies(trained), staging / "weights.safetensors")
         write_json(staging / "state.json", asdict(progress))
 
 
@@ -76,43 +86,48 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path, trained: Trained, optimizer: torch.optim.Optimizer, scaler: Any
 ) -> Progress | None:
     """Continue from the newest checkpoint, if there is one.
 
-    Restores weights, optimizer and random state as they were.
+    Args:
+        folder: of all checkpoints.
+        trained: parameters by name; they get the saved values.
+        optimizer: gets its state back, and torch its random state.
+        scaler: of float16's gradients, or None.
     """
     found = checkpoint_folders(folder)
     if not found:
         return None
     newest = found[-1]
-    load_weights(model, newest)
+    load_weights(trained, newest)
     _restore_optimizer(optimizer, load_file(newest / "optimizer.safetensors"))
     _restore_random(load_file(newest / "random.safetensors"))
     progress = Progress(**read_json(newest / "state.json"))
+    if scaler is not None:
+        scaler.load_state_dict(progress.loss_scale)
     for best in folder.glob("best_*"):
         if best != best_folder(folder, progress):
             shutil.rmtree(best)
     return progress
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_weights(trained: Trained, folder: Path) -> None:
     """Put saved trained weights back; InputError when they belong to another model."""
     saved = load_file(folder / "weights.safetensors")
-    current = trained_weights(model)
-    if saved.keys() != current.keys():
-        other = sorted(saved.keys() ^ current.keys())[0]
+    if saved.keys() != trained.keys():
+        other = sorted(saved.keys() ^ trained.keys())[0]
         raise InputError(
             "the checkpoint belongs to another model or method",
             f"{folder}: {other} is only on one side",
             "retone run RECIPE --fresh",
             "other-checkpoint",
         )
-    for name, tensor in current.items():
-        tensor.copy_(saved[name])
+    for name, parameter in trained.items():
+        parameter.data.copy_(saved[name])
 
 
-def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
@@ -129,10 +144,12 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     whole = optimizer.state_dict()
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        # Some optimizers count steps in Python, and expect that back.
+        counted = tensor.ndim == 0 and not tensor.is_floating_point()
+        state.setdefault(int(index), {})[name] = int(tensor) if counted else tensor
     optimizer.load_state_dict({**whole, "state": state})
 
 

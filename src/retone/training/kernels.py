@@ -86,13 +86,20 @@ def shared_prefix(model: Any, batch: Batch) -> int:
     """Number of leading tokens that may be computed once for all rows of the batch.
 
     Rows that start with the same system prompt share keys and values there. 0 where that would not
-    be exact: a trained token in the prefix, a cache that forgets (sliding windows), or a wrapped
-    model that expects one forward per backward (DDP).
+    be exact: a trained token in the prefix, a cache that forgets (sliding windows), layers that are
+    computed again in the backward pass and keep no cache, noise that is each row's own, or a
+    wrapped model that expects one forward per backward (DDP).
     """
     if batch.rows < 2 or hasattr(model, "module") or not has_plain_cache(model):
+        return 0
+    if model.training and (model.is_gradient_checkpointing or _has_noise(model)):
         return 0
     same = (batch.input_ids == batch.input_ids[:1]).all(dim=0) & batch.attention_mask.bool().all(0)
     shared = int(same.long().cumprod(dim=0).sum())
     trained = batch.loss_weights.any(dim=0).long()
     # The position before a trained token has to stay outside: its logits are needed per row.
     return max(0, min(shared, int(trained.argmax()) - 1)) if bool(trained.any()) else 0
+
+
+def _has_noise(model: Any) -> bool:
+    return bool(model.get_input_embeddings()._forward_hooks)

@@ -12,17 +12,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from retone.batch import Batch, EncodedRow
-from retone.config import TrainSection
+from retone.config import MethodSection, ObjectiveSection, TrainSection
 from retone.data.batching import epoch_steps, micro_batches
 from retone.errors import Interrupted, MachineError
+from retone.models.layers import Opening
+from retone.models.precision import mixed_precision
 from retone.training import kernels
 from retone.training.checkpoint import (
     Progress,
@@ -31,9 +34,11 @@ from retone.training.checkpoint import (
     load_weights,
     save_best,
     save_checkpoint,
+    trained_parameters,
 )
-from retone.training.losses import batch_loss
-from retone.training.optim import adamw, rate_at
+from retone.training.losses import LOSSES, Loss
+from retone.training.noise import noisy_embeddings
+from retone.training.optim import make_optimizer, rate_at
 
 Listener = Callable[[dict[str, Any]], None]  # gets each line of metrics.jsonl
 
@@ -75,6 +80,8 @@ def fit(
     train: TrainSection,
     total_steps: int | None,
     *,
+    method: MethodSection,
+    objective: ObjectiveSection,
     checkpoints: Path,
     metrics: Path,
     listen: Listener,
@@ -86,6 +93,8 @@ def fit(
         data: encoded rows; validation may be empty.
         train: resolved settings.
         total_steps: optimizer steps; None trains for `train.minutes`.
+        method: what is trained, as the model was prepared for it.
+        objective: which loss.
         checkpoints: folder that the run resumes from when it holds checkpoints.
         metrics: file that gets one JSON line a logged step.
         listen: called with every such line.
@@ -94,18 +103,21 @@ def fit(
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
         MachineError: the loss is not finite, or the disk is full.
     """
-    accelerator = Accelerator(mixed_precision="no")  # whatever the environment asks for
-    optimizer = adamw(model, train)
+    accelerator = _accelerator(model, method)
+    optimizer = make_optimizer(model, train, plus_ratio=method.plus_ratio)
+    trained, opening = trained_parameters(model), Opening(model, method)
+    bare = model
     model, optimizer = accelerator.prepare(model, optimizer)
-    bare = accelerator.unwrap_model(model)
-    state = load_checkpoint(checkpoints, bare, optimizer) or Progress()
+    scaler, loss = accelerator.scaler, partial(LOSSES[objective.kind], fast=train.fast)
+    state = load_checkpoint(checkpoints, trained, optimizer, scaler) or Progress()
     log = _MetricsLog(metrics, state.step, listen)
     started = time.perf_counter() - state.seconds
     steps = _step_rows(data.train, train, start=state.step)
     world, rank = accelerator.num_processes, accelerator.process_index
+    smoothing = objective.label_smoothing
     model.train()
 
-    with _fast_paths(bare, train.fast), _stop_signal() as stopped:
+    with _prepared(bare, train), _stop_signal() as stopped:
         for epoch, indices in steps:
             done = _share_done(state, train, total_steps)
             if done >= 1.0:
@@ -114,7 +126,8 @@ def fit(
                 state.step, done, train, (train.warmup_steps or 0) / (total_steps or math.inf)
             )
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
+            opening.at(done)
 
             rows = [data.train[index] for index in indices]
             # One normalisation: the weights of the whole step, over all micro-batches and devices.
@@ -123,42 +136,42 @@ def fit(
             mine = list(_forward_batches(rows[rank::world], train, data.pad_id))
             for number, batch in enumerate(mine, 1):
                 with nullcontext() if number == len(mine) else accelerator.no_sync(model):
-                    part, _ = batch_loss(model, batch.to(accelerator.device), fast=train.fast)
+                    part, _ = loss(model, batch.to(accelerator.device), smoothing=smoothing)
                     accelerator.backward(part * (world / weight))  # DDP averages over devices
                 loss_sum += part.detach()
             norm = accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
 
-            loss = float(accelerator.reduce(loss_sum)) / weight
-            if not math.isfinite(loss):
-                raise _diverged(state.step + 1, loss, rate)
+            mean = float(accelerator.reduce(loss_sum)) / weight
+            if not math.isfinite(mean):
+                raise _diverged(state.step + 1, mean, rate)
             state.step += 1
             state.rows += len(rows)
             state.tokens += sum(len(row.input_ids) for row in rows)
             state.seconds = time.perf_counter() - started
             last = _share_done(state, train, total_steps) >= 1.0
-            line = {
+            line: dict[str, Any] = {
                 "step": state.step,
                 "epoch": epoch,
-                "loss": loss,
+                "loss": mean,
                 "lr": rate,
-                "grad_norm": float(norm),
+                "grad_norm": float(norm) if math.isfinite(norm) else None,
             }
             if data.validation and (last or state.step % (train.evaluate_every or math.inf) == 0):
-                line["eval_loss"] = evaluation_loss(model, data, train, accelerator.device)
+                line["eval_loss"] = evaluation_loss(model, data, train, loss)
                 if state.best_loss is None or line["eval_loss"] < state.best_loss:
                     state.best_loss, state.best_step = line["eval_loss"], state.step
-                    save_best(checkpoints, bare, state)
+                    save_best(checkpoints, trained, state)
             if last or state.step % train.log_every == 0 or "eval_loss" in line:
                 log.write(line, state, total_steps)
             if last or stopped() or state.step % (train.save_every or math.inf) == 0:
-                save_checkpoint(checkpoints, bare, optimizer, state)
+                save_checkpoint(checkpoints, trained, optimizer, scaler, state)
             if stopped() and not last:
                 raise _stopped(state, total_steps)
 
     if state.best_loss is not None:
-        load_weights(bare, best_folder(checkpoints, state))
+        load_weights(trained, best_folder(checkpoints, state))
     model.eval()
     best = state.best_step if state.best_loss is not None else state.step
     return FitResult(
@@ -167,14 +180,15 @@ def fit(
 
 
 @torch.no_grad()
-def evaluation_loss(model: Any, data: FitData, train: TrainSection, device: torch.device) -> float:
+def evaluation_loss(model: Any, data: FitData, train: TrainSection, loss: Loss) -> float:
     """Mean loss over the validation rows, in nats per trained token."""
+    device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     rows = sorted(data.validation, key=lambda row: len(row.input_ids))
     total, weight = 0.0, 0.0
     for batch in _forward_batches(rows, train, data.pad_id):
-        part, part_weight = batch_loss(model, batch.to(device), fast=train.fast)
+        part, part_weight = loss(model, batch.to(device))
         total, weight = total + float(part), weight + float(part_weight)
     model.train(was_training)
     return total / weight
@@ -225,12 +239,25 @@ def _share_done(state: Progress, train: TrainSection, total_steps: int | None) -
 
 
 @contextmanager
-def _fast_paths(model: Any, fast: bool) -> Iterator[None]:
-    if not fast:
-        yield
-        return
-    with kernels.fused_lora(model):
-        yield
+def _prepared(model: Any, train: TrainSection) -> Iterator[None]:
+    """What a model does otherwise while it is trained: fast paths, noise, layers computed twice."""
+    if train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    try:
+        with (
+            kernels.fused_lora(model) if train.fast else nullcontext(),
+            noisy_embeddings(model, train.neftune_alpha),
+        ):
+            yield
+    finally:
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+
+
+def _accelerator(model: Any, method: MethodSection) -> Accelerator:
+    """Devices and types, whatever the environment asks for."""
+    later = DistributedDataParallelKwargs(find_unused_parameters=method.kind == "unfreeze")
+    return Accelerator(mixed_precision=mixed_precision(model), kwargs_handlers=[later])
 
 
 @contextmanager

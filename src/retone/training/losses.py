@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retone.batch import Batch
-from retone.models.partial import head_only_at, prefix_cache
+from retone.models.partial import head_only_at, leading_positions, prefix_cache
 from retone.training.kernels import shared_prefix
 
 
@@ -38,9 +39,11 @@ def predict(model: Any, batch: Batch, *, fast: bool) -> Predictions:
     trained token through the output head; its plain twin computes everything and then picks.
     """
     shared = shared_prefix(model, batch) if fast else 0
+    lead = leading_positions(model)
     # Position i predicts token i + 1, so weights and targets move one to the left.
-    weights = F.pad(batch.loss_weights[:, 1:], (0, 1))[:, shared:].flatten()
-    targets = torch.roll(batch.input_ids, -1, dims=1)[:, shared:].flatten()  # [batch * seq]
+    weights = F.pad(batch.loss_weights[:, 1:], (0, 1))[:, shared:]
+    weights = F.pad(weights, (lead, 0)).flatten()  # [batch * (lead + seq)]
+    targets = F.pad(torch.roll(batch.input_ids, -1, dims=1)[:, shared:], (lead, 0)).flatten()
     index = weights.nonzero().squeeze(-1)  # [positions]
     inputs = {
         "input_ids": batch.input_ids[:, shared:],
@@ -55,24 +58,40 @@ def predict(model: Any, batch: Batch, *, fast: bool) -> Predictions:
             logits = model(**inputs).logits[0]
     else:
         logits = model(**inputs).logits.flatten(0, 1)[index]
-    rows = index // (batch.input_ids.shape[1] - shared)
+    rows = index // (lead + batch.input_ids.shape[1] - shared)
     return Predictions(logits, targets[index], weights[index], rows)
 
 
-def cross_entropy(found: Predictions) -> tuple[Tensor, Tensor]:
+def cross_entropy(found: Predictions, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     """Weighted next-token cross-entropy in nats, in float32, of each position, and the weights.
+
+    Args:
+        found: what the model says.
+        smoothing: share of each target that is spread over all tokens (Szegedy et al. 2015,
+            arXiv:1512.00567).
 
     Returns:
         Two tensors [positions]: weight * -log p(target), and weight.
     """
-    losses = F.cross_entropy(found.logits.float(), found.targets, reduction="none")
+    losses = F.cross_entropy(
+        found.logits.float(), found.targets, reduction="none", label_smoothing=smoothing
+    )
     return losses * found.weights, found.weights
 
 
-def batch_loss(model: Any, batch: Batch, *, fast: bool) -> tuple[Tensor, Tensor]:
+def next_token(
+    model: Any, batch: Batch, *, fast: bool, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """(weighted sum of the losses in nats, sum of the weights) of one batch."""
-    losses, weights = cross_entropy(predict(model, batch, fast=fast))
+    losses, weights = cross_entropy(predict(model, batch, fast=fast), smoothing)
     return losses.sum(), weights.sum()
+
+
+Loss = Callable[..., tuple[Tensor, Tensor]]
+
+# By `[objective] kind`. Both ask for the next token; which tokens count is the rows' own: answers
+# of conversations, all of a text.
+LOSSES: dict[str, Loss] = {"sft": next_token, "text": next_token}
 
 
 def row_losses(model: Any, batch: Batch, *, fast: bool) -> Tensor:

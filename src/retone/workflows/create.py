@@ -27,10 +27,23 @@ from retone.data.sources import BadRows, source_sha256
 from retone.data.spool import read_rows
 from retone.data.tasks import LOOKED_AT, found_task
 from retone.errors import InputError
-from retone.models.loading import load_tokenizer
+from retone.models.adapters import ADAPTER, read_part
+from retone.models.loading import load_tokenizer, require_bitsandbytes
 from retone.models.locate import LocatedModel, locate
+from retone.models.saving import check_base
 from retone.planning import Choice, DataFacts, ModelFacts, Resolved, probe_machine, resolve
-from retone.run_dir import Run, create_run, fingerprint, newest_run, runs_root, whole_folder
+from retone.run_dir import (
+    Run,
+    create_run,
+    file_sha256,
+    find_run,
+    fingerprint,
+    newest_run,
+    read_json,
+    runs_root,
+    whole_folder,
+)
+from retone.training.optim import NEED_BITSANDBYTES
 from retone.workflows.diagnosis import allowed, diagnose
 
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sacrebleu")
@@ -65,8 +78,10 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     Raises InputError for data that cannot be used, MachineError where the model is not to be had.
     """
     allow = allowed(recipe)
+    require_packages(recipe)
     sources = source_hashes(recipe)
-    key = fingerprint(_identity(recipe, sources))
+    parent = _parent(recipe)
+    key = fingerprint(_identity(recipe, sources), file_sha256(parent / ADAPTER) if parent else "")
     found = None if fresh else newest_run(key)
     if found is not None:
         return found
@@ -76,11 +91,16 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     diagnosis = diagnose(prepared.data, prepared.resolved, allow)
     diagnosis.require_sound()
     files = [file for file in folder.rglob("*") if file.is_file()]
+    older = [file for file in parent.iterdir() if file.is_file()] if parent else []
+    if parent:
+        check_base(parent, prepared.base)
+        read_part(parent)
     return create_run(
         name,
-        _manifest(prepared, name, key, sources),
+        _manifest(prepared, name, key, sources, parent),
         {
             **{f"data/{file.relative_to(folder)}": file for file in files},
+            **{f"parent/{file.name}": file for file in older},
             "data/diagnosis.json": diagnosis.as_json(),
             "resolved.json": prepared.resolved.as_json(),
             "template_lock.json": prepared.template.lock(lockable_prompts(prepared.template)),
@@ -105,7 +125,11 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
         longest_answer=data.ledger["longest_answer"],
         task=found_task(read_rows(data.folder / "train.jsonl", LOOKED_AT)),
     )
-    model = ModelFacts(parameters=weights_parameters(base.path), context=context)
+    model = ModelFacts(
+        parameters=weights_parameters(base.path),
+        context=context,
+        model_type=read_json(base.path / "config.json").get("model_type", ""),
+    )
     resolved = resolve(recipe, probe_machine(), facts, model)
     resolved.chosen["model.template"] = Choice(recipe.model.template, template.origin)
     if template.date is not None:
@@ -135,6 +159,30 @@ def read_conversations(recipe: Mapping[str, Any], source: SourceSection) -> list
     if bad.count:
         raise bad.problems()
     return [row for row in found if isinstance(row, Conversation)]
+
+
+def require_packages(recipe: Recipe) -> None:
+    """MachineError where the recipe needs a package that is not installed."""
+    if recipe.model.quantization != "none":
+        require_bitsandbytes(f"model.quantization={recipe.model.quantization}")
+    if recipe.train.optimizer in NEED_BITSANDBYTES:
+        require_bitsandbytes(f"train.optimizer={recipe.train.optimizer}")
+
+
+def _parent(recipe: Recipe) -> Path | None:
+    """The folder of the adapter that is gone on from; InputError where it is none."""
+    given = recipe.model.adapter
+    if given is None:
+        return None
+    folder = Path(given) if (Path(given) / ADAPTER).is_file() else find_run(given).tuned
+    if not (folder / ADAPTER).is_file():
+        raise InputError(
+            "model.adapter is no adapter",
+            f"{folder} has no {ADAPTER}",
+            "name a run that trained lora, or a folder that peft saved",
+            "no-adapter",
+        )
+    return folder
 
 
 def lockable_prompts(template: ChatTemplate) -> list[tuple[Message, ...]]:
@@ -167,6 +215,7 @@ def weights_parameters(folder: Path) -> int:
 def _identity(recipe: Recipe, sources: Mapping[str, list[str]]) -> dict[str, Any]:
     """The recipe with hashes in the place of its sources' paths."""
     settings = recipe.model_dump(mode="json")
+    settings["model"]["adapter"] = None
     for split in SOURCED:
         given, hashes = recipe.data.sources(split), sources.get(split, [])
         settings["data"][split] = [
@@ -224,7 +273,11 @@ def _prepared_folder(folder: Path) -> Iterator[bool]:
 
 
 def _manifest(
-    prepared: Prepared, name: str, key: str, sources: dict[str, list[str]]
+    prepared: Prepared,
+    name: str,
+    key: str,
+    sources: dict[str, list[str]],
+    parent: Path | None,
 ) -> dict[str, Any]:
     base = prepared.base
     return {
@@ -249,7 +302,9 @@ def _manifest(
         },
         "data_sha256": sources,
         "date": prepared.template.date.isoformat() if prepared.template.date else None,
-        "parent": None,
+        "parent": None
+        if parent is None
+        else {"folder": str(parent), "sha256": file_sha256(parent / ADAPTER)},
     }
 
 

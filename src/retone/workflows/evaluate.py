@@ -223,10 +223,12 @@ def _folder_name(source: SourceSection) -> str:
 def _candidates(run: Run, tuned: Tuned, task: str, instruction: str) -> list[Candidate]:
     manifest, recipe = read_json(run.manifest), read_json(run.resolved)["recipe"]
     lock = read_json(run.template_lock)
-    settings = [recipe["model"]["dtype"], recipe["model"]["attention"], lock["template_sha256"]]
+    model = recipe["model"]
+    settings = [model["dtype"], model["quantization"], model["attention"], lock["template_sha256"]]
     base = fingerprint(manifest["base"]["sha256"], settings, manifest["machine"]["device"])
-    adapter = fingerprint(base, file_sha256(run.adapter / "adapter_model.safetensors"))
-    return candidates(tuned.engine, task=task, instruction=instruction, base=base, tuned=adapter)
+    weights = [file_sha256(file) for file in sorted(run.tuned.glob("*.safetensors"))]
+    after = fingerprint(base, weights)
+    return candidates(tuned.engine, task=task, instruction=instruction, base=base, tuned=after)
 
 
 def _asked(tuned: Tuned, text: str) -> list[Message]:

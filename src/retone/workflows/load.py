@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from retone import console
@@ -12,8 +13,9 @@ from retone.conversation import Conversation, Message
 from retone.data.spool import read_rows
 from retone.errors import InputError
 from retone.inference.engine import Answer, Engine, Sampling
-from retone.models.loading import add_adapter, load_base, load_tokenizer
+from retone.models.loading import load_base, load_tokenizer
 from retone.models.locate import LocatedModel, locate
+from retone.models.saving import load_tuned
 from retone.planning import Resolved, probe_machine
 from retone.run_dir import Run, find_run, read_json
 
@@ -30,9 +32,18 @@ class Opened:
 
     def load_base_model(self) -> Any:
         """The base model as the run was resolved."""
+        return self.load_folder(self.base.path)
+
+    def load_folder(self, folder: Path) -> Any:
+        """A model in the types and on the device of the run."""
         model = self.resolved.recipe.model
-        device = probe_machine().device
-        return load_base(self.base, dtype=model.dtype, attention=model.attention, device=device)
+        return load_base(
+            folder,
+            dtype=model.dtype,
+            attention=model.attention,
+            device=probe_machine().device,
+            quantization=model.quantization,
+        )
 
 
 class Tuned:
@@ -105,7 +116,7 @@ def load(run: str | Run = "latest", *, offline: bool = False) -> Tuned:
         offline: never ask a network.
     """
     found = run if isinstance(run, Run) else find_run(run)
-    if not found.adapter.is_dir():
+    if not found.tuned.is_dir():
         raise InputError(
             f'the run "{found.name}" is not trained yet',
             f"status {found.status}",
@@ -113,7 +124,7 @@ def load(run: str | Run = "latest", *, offline: bool = False) -> Tuned:
             "not-trained",
         )
     opened = open_run(found, offline=offline)
-    model = add_adapter(opened.load_base_model(), found.adapter, opened.base)
+    model = load_tuned(found.tuned, opened.base, opened.load_folder)
     batch_size = opened.resolved.recipe.evaluate.batch_size
     engine = Engine(model, opened.tokenizer, opened.template, batch_size=batch_size)
     return Tuned(engine, opened.resolved)

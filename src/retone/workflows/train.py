@@ -1,4 +1,4 @@
-"""`retone train`: the run's data through `fit`, and its adapter saved."""
+"""`retone train`: the run's data through `fit`, and what was tuned saved."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from rich.markup import escape
 
 from retone import console
 from retone.data.preparing import PreparedData
-from retone.models.loading import save_adapter
+from retone.models.adapters import initial_part, read_part
 from retone.models.methods import METHODS, count_parameters
+from retone.models.saving import add_older, save_tuned
 from retone.recipe_file import find_recipe, load_recipe
 from retone.run_dir import Run, read_json, whole_folder, write_json
 from retone.training.loop import FitData, FitResult, fit
@@ -20,7 +21,7 @@ from retone.workflows.load import open_run
 
 
 def train(run: Run, *, offline: bool = False) -> FitResult:
-    """Train a run (or go on where it was stopped) and save its adapter.
+    """Train a run (or go on where it was stopped) and save what was tuned.
 
     Raises Interrupted when stopped, after a checkpoint; MachineError for a full disk or a loss
     that is no longer finite.
@@ -31,7 +32,14 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
     recipe = opened.resolved.recipe
     data = PreparedData(run.data)
     torch.manual_seed(recipe.train.seed)
-    model = METHODS[recipe.method.kind](opened.load_base_model(), recipe.method)
+    method = METHODS[recipe.method.kind]
+    model = opened.load_base_model()
+    if recipe.model.adapter:
+        model = add_older(model, run.parent, merged=recipe.model.adapter_use == "merged")
+    model = method.prepare(model, recipe.method)
+    parts = initial_part(model, recipe.method)
+    if recipe.model.adapter:
+        parts.append(read_part(run.parent))
     parameters = count_parameters(model)
     console.note(str(parameters))
 
@@ -41,17 +49,22 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
             FitData(data.rows("train"), data.rows("validation"), opened.template.stop_id),
             recipe.train,
             opened.resolved.total_steps,
+            method=recipe.method,
+            objective=recipe.objective,
             checkpoints=run.checkpoints,
             metrics=run.metrics,
             listen=_listener(tick, recipe.train.minutes),
         )
-        with whole_folder(run.adapter) as staging:
-            save_adapter(
+        with whole_folder(run.model if method.saved_as == "model" else run.adapter) as staging:
+            save_tuned(
                 model,
+                recipe.method,
                 opened.base,
                 staging,
+                dtype=recipe.model.dtype,
                 tokenizer=opened.tokenizer,
                 template=opened.template.text,
+                parts=parts,
             )
         write_json(run.training, {**asdict(result), "parameters": asdict(parameters)})
     return result

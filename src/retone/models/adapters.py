@@ -1,0 +1,213 @@
+"""Adapters in peft's standard form: LoRA and its variants, IA3, prefix and prompt tuning."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from safetensors.torch import load_file
+from torch import Tensor
+
+from retone.config import MethodSection
+from retone.errors import InputError
+
+Tensors = dict[str, Tensor]
+ADAPTER = "adapter_model.safetensors"
+OLDER = "older"  # name of an adapter that stays beside the one that is trained
+# Projections of keys, values and of the feed-forward layers' outputs, by family; the last are
+# scaled on their input (Liu et al. 2022, arXiv:2205.05638, section 3.3).
+IA3_TARGETS = ("k_proj", "v_proj", "qkv_proj")
+IA3_FEEDFORWARD = ("down_proj",)
+
+
+def lora(model: Any, method: MethodSection) -> Any:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685); weights of the base are frozen.
+
+    The adapters are kept in float32 whatever the base's type: AdamW's small updates would be lost
+    in bfloat16's 8 bits. Raises InputError when the targets match no module.
+    """
+    config = LoraConfig(
+        r=method.rank,
+        lora_alpha=method.alpha or 2 * method.rank,
+        lora_dropout=method.dropout,
+        target_modules=method.targets or "all-linear",
+        bias=method.bias,
+        modules_to_save=method.train_also or None,
+        use_rslora=method.rslora,
+        use_dora=method.dora,
+        init_lora_weights=True if method.init == "zero" else method.init,
+        task_type="CAUSAL_LM",
+    )
+    missing = [name for name in method.train_also if not _has_module(model, name)]
+    if missing:
+        raise InputError(
+            "method.train_also names modules that the model does not have",
+            ", ".join(missing),
+            '--set method.train_also=["lm_head"]',
+            "no-module",
+        )
+    try:
+        older = isinstance(model, PeftModel)
+        if older:
+            model.add_adapter("default", config)
+            model.base_model.set_adapter([OLDER, "default"])
+        else:
+            model = get_peft_model(model, config)
+    except ValueError as error:
+        raise InputError(
+            "method.targets matches no module of the model",
+            f"{method.targets!r}: {str(error).splitlines()[0]}",
+            '--set method.targets="all-linear"',
+            "no-target",
+        ) from error
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(f".{OLDER}." not in name)
+    return model
+
+
+def ia3(model: Any, method: MethodSection) -> Any:
+    """Learned scales of keys, values and feed-forward outputs (IA3, arXiv:2205.05638)."""
+    names = [*IA3_TARGETS, *IA3_FEEDFORWARD]
+    targets = [name for name in names if _has_module(model, name)]
+    if not targets:
+        raise InputError(
+            "this model has no layers that IA3 knows",
+            f"{type(model).__name__} has none of {', '.join(names)}",
+            "--set method.kind=lora",
+            "no-target",
+        )
+    forward = [name for name in IA3_FEEDFORWARD if name in targets]
+    config = IA3Config(target_modules=targets, feedforward_modules=forward, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def prefix(model: Any, method: MethodSection) -> Any:
+    """Learned keys and values before the prompt (Li and Liang 2021, arXiv:2101.00190)."""
+    config = PrefixTuningConfig(num_virtual_tokens=method.virtual_tokens, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def prompt(model: Any, method: MethodSection) -> Any:
+    """Learned embeddings before the prompt (Lester et al. 2021, arXiv:2104.08691).
+
+    They begin as embeddings of tokens drawn at random, which that paper found better than noise.
+    """
+    embeddings = model.get_input_embeddings().weight
+    config = PromptTuningConfig(num_virtual_tokens=method.virtual_tokens, task_type="CAUSAL_LM")
+    tuned = get_peft_model(model, config)
+    with torch.no_grad():
+        drawn = torch.randint(len(embeddings), (method.virtual_tokens,))
+        for parameter in tuned.prompt_encoder.parameters():
+            parameter.copy_(embeddings[drawn.to(embeddings.device)])
+    return tuned
+
+
+def _has_module(model: Any, name: str) -> bool:
+    return any(path.endswith(f".{name}") or path == name for path, _ in model.named_modules())
+
+
+# ------------------------------------------------------------------------- several as one adapter
+
+
+@dataclass(frozen=True)
+class Part:
+    """One plain LoRA adapter as an addend: `scale * B A` for each module.
+
+    Attributes:
+        tensors: "....lora_A.weight" -> [rank, in], "....lora_B.weight" -> [out, rank].
+        scale: what the product is multiplied by; negative to take it away.
+        rank: of every pair.
+    """
+
+    tensors: Tensors
+    scale: float
+    rank: int
+
+
+def read_part(folder: Path) -> Part:
+    """A saved adapter as an addend; InputError where it is more than plain LoRA."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    extra = [
+        name
+        for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
+        if config.get(name)
+    ]
+    if config.get("bias", "none") != "none":
+        extra.append("bias")
+    if config.get("peft_type") != "LORA" or extra:
+        raise InputError(
+            "only a plain LoRA adapter can be gone on from",
+            f"{folder}: {config.get('peft_type')}{' with ' + ', '.join(extra) if extra else ''}",
+            "merge it into a model folder first, and name that folder with --model",
+            "not-plain-lora",
+        )
+    rank = int(config["r"])
+    root = math.sqrt(rank) if config.get("use_rslora") else rank
+    return Part(load_file(folder / ADAPTER), config["lora_alpha"] / root, rank)
+
+
+def initial_part(model: Any, method: MethodSection) -> list[Part]:
+    """What has to be taken away from an adapter whose start moved the base's weights."""
+    if method.init == "zero":
+        return []
+    now = own_part(model)
+    tensors = {name: tensor.clone() for name, tensor in now.tensors.items()}
+    return [Part(tensors, -now.scale, now.rank)]
+
+
+def own_part(model: Any) -> Part:
+    """The trained adapter of a model as an addend."""
+    config = model.peft_config["default"]
+    root = math.sqrt(config.r) if config.use_rslora else config.r
+    tensors = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
+    return Part(
+        {name: tensor.detach().cpu() for name, tensor in tensors.items()},
+        config.lora_alpha / root,
+        config.r,
+    )
+
+
+def as_one(parts: Sequence[Part]) -> tuple[Tensors, dict[str, Any]]:
+    """The sum of several adapters as one: tensors, and the fields of its config that they decide.
+
+    The ranks add up: [s1 B1 | s2 B2] [A1; A2] = s1 B1 A1 + s2 B2 A2, exactly.
+    """
+    names = sorted({name.rpartition(".lora_")[0] for part in parts for name in part.tensors})
+    made: Tensors = {}
+    for name in names:
+        rows, columns = [], []
+        known = next(part.tensors for part in parts if f"{name}.lora_A.weight" in part.tensors)
+        width = known[f"{name}.lora_A.weight"].shape[1]
+        height = known[f"{name}.lora_B.weight"].shape[0]
+        for part in parts:
+            a = part.tensors.get(f"{name}.lora_A.weight", torch.zeros(part.rank, width))
+            b = part.tensors.get(f"{name}.lora_B.weight", torch.zeros(height, part.rank))
+            rows.append(a.float())
+            columns.append(part.scale * b.float())
+        made[f"{name}.lora_A.weight"] = torch.cat(rows, dim=0).contiguous()
+        made[f"{name}.lora_B.weight"] = torch.cat(columns, dim=1).contiguous()
+    rank = sum(part.rank for part in parts)
+    targets = [name.removeprefix("base_model.model.") for name in names]
+    return made, {
+        "r": rank,
+        "lora_alpha": rank,
+        "target_modules": targets,
+        "use_rslora": False,
+        "init_lora_weights": True,
+    }

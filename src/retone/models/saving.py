@@ -1,0 +1,157 @@
+"""Tuned models on disk: standard folders, each with the sha256 of its base; and back again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import save_file
+
+from retone.config import MethodSection
+from retone.errors import InputError
+from retone.models.adapters import ADAPTER, OLDER, Part, as_one, own_part
+from retone.models.bottleneck import CONFIG_FILE, load_bottlenecks, save_bottlenecks
+from retone.models.layers import in_type
+from retone.models.locate import LocatedModel
+from retone.models.methods import METHODS
+from retone.run_dir import read_json, write_json
+
+BASE_FILE = "base_model.json"  # travels inside every folder of a tuned model
+
+
+def save_tuned(
+    model: Any,
+    method: MethodSection,
+    base: LocatedModel,
+    folder: Path,
+    *,
+    dtype: str,
+    tokenizer: Any,
+    template: str,
+    parts: Sequence[Part] = (),
+) -> None:
+    """Write a tuned model into an empty folder, naming its base and the base's sha256.
+
+    A peft folder for adapters, a transformers folder for whole models, our own for bottlenecks.
+    The tokenizer goes with it, carrying the chat template that was trained with: a model asked
+    through another template answers as if it had learned little.
+
+    Args:
+        model: as the method prepared it, trained.
+        method: how.
+        base: what it was before.
+        folder: where to.
+        dtype: type that whole models are saved in.
+        tokenizer, template: what it was trained with.
+        parts: LoRA adapters that are added to the trained one, so that one holds all.
+    """
+    saved_as = METHODS[method.kind].saved_as
+    if saved_as == "bottleneck":
+        save_bottlenecks(model, method, folder)
+    elif saved_as == "model":
+        in_type(model, getattr(torch, dtype))
+        model.save_pretrained(folder)
+    else:
+        _save_adapter(model, base, folder, parts)
+    own = tokenizer.chat_template
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    tokenizer.chat_template = own
+    write_json(
+        folder / BASE_FILE,
+        {
+            "name": base.name,
+            "repo": base.repo,
+            "revision": base.revision,
+            "origin": base.origin,
+            "sha256": base.sha256,
+        },
+    )
+
+
+def _save_adapter(model: Any, base: LocatedModel, folder: Path, parts: Sequence[Part]) -> None:
+    # A path of this machine would be of no use elsewhere.
+    model.peft_config["default"].base_model_name_or_path = base.repo or base.name
+    # "auto" would ask the hub whether the vocabulary was changed.
+    model.save_pretrained(
+        folder, safe_serialization=True, save_embedding_layers=False, selected_adapters=["default"]
+    )
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    if parts:
+        tensors, fields = as_one([own_part(model), *parts])
+        save_file(tensors, folder / ADAPTER)
+        config = read_json(folder / "adapter_config.json")
+        write_json(folder / "adapter_config.json", {**config, **fields})
+
+
+def check_base(folder: Path, base: LocatedModel) -> None:
+    """Refuse what was trained on other weights (InputError)."""
+    file = folder / BASE_FILE
+    if not file.is_file():
+        return  # another tool's adapter says nothing of its base's weights
+    trained_on = read_json(file)
+    if trained_on["sha256"] != base.sha256:
+        raise InputError(
+            "the adapter was trained on another base model",
+            f"{folder}: trained on {trained_on['name']} ({trained_on['origin']}, sha256 "
+            f"{trained_on['sha256'][:12]}), this one is {base.name} ({base.origin}, sha256 "
+            f"{base.sha256[:12]})",
+            "load the base it was trained on, or tune this one: retone run RECIPE --fresh",
+            "other-base",
+        )
+
+
+def load_tuned(folder: Path, base: LocatedModel, load: Callable[[Path], Any]) -> Any:
+    """A tuned model; inside `with model.disable_adapter()` it is the base model.
+
+    Args:
+        folder: written by `save_tuned`, or by peft.
+        base: what it was trained on; another base is refused (InputError).
+        load: loads the model of a folder.
+    """
+    check_base(folder, base)
+    if (folder / "adapter_config.json").is_file():
+        return PeftModel.from_pretrained(load(base.path), folder, local_files_only=True).eval()
+    if (folder / CONFIG_FILE).is_file():
+        return load_bottlenecks(load(base.path), folder)
+    return _with_base(load(folder), lambda: load(base.path))
+
+
+def add_older(model: Any, adapter: Path, *, merged: bool) -> Any:
+    """The base with an adapter that training goes on from: added to the weights, or beside them."""
+    tuned = PeftModel.from_pretrained(model, adapter, adapter_name=OLDER, local_files_only=True)
+    return tuned.merge_and_unload() if merged else tuned
+
+
+def _with_base(model: Any, load: Callable[[], Any]) -> Any:
+    """Let a whole tuned model be its base as well.
+
+    The base is loaded when it is first asked for; then what differs is held twice.
+    """
+    others: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def base_weights() -> Iterator[None]:
+        if not others:
+            untuned = dict(load().named_parameters(remove_duplicate=False))
+            for name, parameter in model.named_parameters():
+                if not torch.equal(parameter.data, untuned[name].data):
+                    others[name] = untuned[name].data
+        _swap(model, others)
+        try:
+            yield
+        finally:
+            _swap(model, others)
+
+    model.disable_adapter = base_weights
+    return model
+
+
+def _swap(model: Any, others: dict[str, torch.Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        if name in others:
+            parameter.data, others[name] = others[name], parameter.data

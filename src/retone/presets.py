@@ -1,0 +1,54 @@
+"""Facts of tables/precision.toml and tables/presets.toml, as `planning.resolve` asks for them."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from retone.config import Recipe
+
+
+def type_for(device: str, capability: float, model_type: str) -> tuple[str, str]:
+    """The type of tables/precision.toml for a device (or "measured"), and why.
+
+    Args:
+        device: cuda, mps or cpu.
+        capability: CUDA compute capability; 0 without one.
+        model_type: of the model's config.json.
+    """
+    table = _table("precision")
+    row = next(
+        row
+        for row in table["type"]
+        if row["device"] == device and capability >= row.get("capability", 0.0)
+    )
+    family = table["not_in_float16"]
+    if row["dtype"] == "float16" and model_type in family["model_types"]:
+        return "float32", f"{family['because']}, and there is no bf16"
+    return row["dtype"], row["because"]
+
+
+def rate_for(recipe: Recipe, parameters: int) -> tuple[float, str]:
+    """Peak learning rate for a method, an optimizer and a number of parameters, and why."""
+    table, kind = _table("presets"), recipe.method.kind
+    size = "small" if parameters < table["small_parameters"] else "large"
+    row = next(row for row in table["rate"] if kind in row["kinds"])
+    why = f"{kind} on {parameters / 1e6:.0f}M parameters ({size} model)"
+    for scale in table["scale"]:
+        if scale["optimizer"] == recipe.train.optimizer:
+            return row[size] * scale["factor"], f"{why}, times {scale['factor']:g} for lion"
+    return row[size], why
+
+
+def epochs_for(rows: int) -> tuple[float, str]:
+    """Passes over so many training rows, and why."""
+    row = next(row for row in _table("presets")["epochs"] if rows <= row["rows"])
+    return row["epochs"], f"{rows:,} training rows"
+
+
+@cache
+def _table(name: str) -> dict[str, Any]:
+    text = (files("retone") / "tables" / f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
