@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,8 +75,6 @@ def require_bitsandbytes(wanted: str) -> None:
             "pip install 'retone[quantization]'",
             "no-bitsandbytes",
         )
-    # It says on import that a package is missing which would fetch code.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _bitsandbytes_config(quantization: str, dtype: torch.dtype) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import save_file
+from torch import nn
 
 from retone.config import MethodSection
 from retone.errors import InputError
@@ -115,7 +117,7 @@ def load_tuned(folder: Path, base: LocatedModel, load: Callable[[Path], Any]) ->
     """
     check_base(folder, base)
     if (folder / "adapter_config.json").is_file():
-        return PeftModel.from_pretrained(load(base.path), folder, local_files_only=True).eval()
+        return _with_adapter(load(base.path), folder)
     if (folder / CONFIG_FILE).is_file():
         return load_bottlenecks(load(base.path), folder)
     return _with_base(load(folder), lambda: load(base.path))
@@ -127,12 +129,35 @@ def add_older(model: Any, adapter: Path, *, merged: bool) -> Any:
     return tuned.merge_and_unload() if merged else tuned
 
 
+def _with_adapter(model: Any, folder: Path) -> Any:
+    """A peft model whose trained biases are switched off with the rest; peft leaves them on."""
+    biases = {
+        parameter: parameter.data.clone()
+        for name, parameter in model.named_parameters()
+        if name.endswith(".bias")
+    }
+    tuned = PeftModel.from_pretrained(model, folder, local_files_only=True).eval()
+    moved = {p: before for p, before in biases.items() if not torch.equal(p.data, before)}
+    if not moved:
+        return tuned
+
+    @contextmanager
+    def switched_off() -> Iterator[None]:
+        with warnings.catch_warnings(), _swapped(moved):
+            warnings.filterwarnings("ignore", message="Careful, disabling adapter layers with bias")
+            with PeftModel.disable_adapter(tuned):
+                yield
+
+    tuned.disable_adapter = switched_off
+    return tuned
+
+
 def _with_base(model: Any, load: Callable[[], Any]) -> Any:
     """Let a whole tuned model be its base as well.
 
     The base is loaded when it is first asked for; then what differs is held twice.
     """
-    others: dict[str, torch.Tensor] = {}
+    others: dict[nn.Parameter, torch.Tensor] = {}
 
     @contextmanager
     def base_weights() -> Iterator[None]:
@@ -140,18 +165,24 @@ def _with_base(model: Any, load: Callable[[], Any]) -> Any:
             untuned = dict(load().named_parameters(remove_duplicate=False))
             for name, parameter in model.named_parameters():
                 if not torch.equal(parameter.data, untuned[name].data):
-                    others[name] = untuned[name].data
-        _swap(model, others)
-        try:
+                    others[parameter] = untuned[name].data
+        with _swapped(others):
             yield
-        finally:
-            _swap(model, others)
 
     model.disable_adapter = base_weights
     return model
 
 
-def _swap(model: Any, others: dict[str, torch.Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        if name in others:
-            parameter.data, others[name] = others[name], parameter.data
+@contextmanager
+def _swapped(others: dict[nn.Parameter, torch.Tensor]) -> Iterator[None]:
+    """Inside the block parameters hold their other values."""
+
+    def swap() -> None:
+        for parameter in others:
+            parameter.data, others[parameter] = others[parameter], parameter.data
+
+    swap()
+    try:
+        yield
+    finally:
+        swap()
