@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 # Parameters of adapters, which cast what they read by themselves.
 _ADAPTERS = (".lora_", ".ia3_", ".bottleneck_", "prompt_encoder.")
@@ -25,3 +28,16 @@ def mixed_precision(model: Any) -> Literal["no", "bf16", "fp16"]:
     ):
         return "bf16"
     return "no"
+
+
+def in_precision(
+    function: Callable[..., T], precision: str, device: torch.device
+) -> Callable[..., T]:
+    """The function with its products cast automatically."""
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+    def cast(*arguments: Any, **named: Any) -> T:
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            return function(*arguments, **named)
+
+    return cast

@@ -11,7 +11,7 @@ will do again are dropped.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,11 @@ def save_checkpoint(
     folder: Path,
     trained: Trained,
     optimizer: torch.optim.Optimizer,
-    scaler: Any,
+    scaler: torch.amp.GradScaler,
     progress: Progress,
 ) -> None:
     """Write `step_NNNNNN` whole, then delete what it makes needless; arguments as to load it."""
-    progress.loss_scale = {} if scaler is None else scaler.state_dict()
+    progress.loss_scale = scaler.state_dict()
     with whole_folder(folder / f"step_{progress.step:06d}") as staging:
         save_file(_copies(trained), staging / "weights.safetensors")
         save_file(_optimizer_tensors(optimizer), staging / "optimizer.safetensors")
@@ -86,7 +86,7 @@ def checkpoint_folders(folder: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, trained: Trained, optimizer: torch.optim.Optimizer, scaler: Any
+    folder: Path, trained: Trained, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
 ) -> Progress | None:
     """Continue from the newest checkpoint, if there is one.
 
@@ -94,7 +94,7 @@ def load_checkpoint(
         folder: of all checkpoints.
         trained: parameters by name; they get the saved values.
         optimizer: gets its state back, and torch its random state.
-        scaler: of float16's gradients, or None.
+        scaler: of float16's gradients.
     """
     found = checkpoint_folders(folder)
     if not found:
@@ -104,8 +104,7 @@ def load_checkpoint(
     _restore_optimizer(optimizer, load_file(newest / "optimizer.safetensors"))
     _restore_random(load_file(newest / "random.safetensors"))
     progress = Progress(**read_json(newest / "state.json"))
-    if scaler is not None:
-        scaler.load_state_dict(progress.loss_scale)
+    scaler.load_state_dict(progress.loss_scale)
     for best in folder.glob("best_*"):
         if best != best_folder(folder, progress):
             shutil.rmtree(best)
@@ -131,26 +130,33 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
+def _states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[int, dict[str, Any], nn.Parameter]]:
+    """(number, state, parameter) of everything in the optimizer, in the order of its groups."""
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    for number, parameter in enumerate(parameters):
+        yield number, optimizer.state[parameter], parameter
+
+
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    """State as tensors; numbers of Python are tensors of one number in 64 bits."""
+    wide = {int: torch.int64, float: torch.float64}
     return _copies(
         {
-            f"{index}.{name}": torch.as_tensor(value)
-            for index, values in state.items()
-            for name, value in values.items()
+            f"{number}.{name}": torch.as_tensor(value, dtype=wide.get(type(value)))
+            for number, state, _ in _states(optimizer)
+            for name, value in state.items()
+            if value is not None
         }
     )
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    whole = optimizer.state_dict()
-    state: dict[int, dict[str, Any]] = {}
+    states = {number: (state, p.device) for number, state, p in _states(optimizer)}
     for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        # Some optimizers count steps in Python, and expect that back.
-        counted = tensor.ndim == 0 and not tensor.is_floating_point()
-        state.setdefault(int(index), {})[name] = int(tensor) if counted else tensor
-    optimizer.load_state_dict({**whole, "state": state})
+        number, _, name = key.partition(".")
+        state, device = states[int(number)]
+        counted = tensor.ndim == 0 and tensor.dtype in (torch.int64, torch.float64)
+        state[name] = tensor.item() if counted else tensor.to(device)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -92,7 +92,7 @@ def shared_prefix(model: Any, batch: Batch) -> int:
     """
     if batch.rows < 2 or hasattr(model, "module") or not has_plain_cache(model):
         return 0
-    if model.training and (model.is_gradient_checkpointing or _has_noise(model)):
+    if model.training and (model.is_activation_checkpointing or _has_noise(model)):
         return 0
     same = (batch.input_ids == batch.input_ids[:1]).all(dim=0) & batch.attention_mask.bool().all(0)
     shared = int(same.long().cumprod(dim=0).sum())

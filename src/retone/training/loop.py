@@ -25,7 +25,7 @@ from retone.config import MethodSection, ObjectiveSection, TrainSection
 from retone.data.batching import epoch_steps, micro_batches
 from retone.errors import Interrupted, MachineError
 from retone.models.layers import Opening
-from retone.models.precision import mixed_precision
+from retone.models.precision import in_precision, mixed_precision
 from retone.training import kernels
 from retone.training.checkpoint import (
     Progress,
@@ -103,12 +103,14 @@ def fit(
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
         MachineError: the loss is not finite, or the disk is full.
     """
-    accelerator = _accelerator(model, method)
+    later = DistributedDataParallelKwargs(find_unused_parameters=method.kind == "unfreeze")
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[later])
+    bare, device, precision = model, accelerator.device, mixed_precision(model)
+    loss = in_precision(partial(LOSSES[objective.kind], fast=train.fast), precision, device)
     optimizer = make_optimizer(model, train, plus_ratio=method.plus_ratio)
     trained, opening = trained_parameters(model), Opening(model, method)
-    bare = model
     model, optimizer = accelerator.prepare(model, optimizer)
-    scaler, loss = accelerator.scaler, partial(LOSSES[objective.kind], fast=train.fast)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     state = load_checkpoint(checkpoints, trained, optimizer, scaler) or Progress()
     log = _MetricsLog(metrics, state.step, listen)
     started = time.perf_counter() - state.seconds
@@ -132,15 +134,18 @@ def fit(
             rows = [data.train[index] for index in indices]
             # One normalisation: the weights of the whole step, over all micro-batches and devices.
             weight = sum(sum(row.loss_weights) for row in rows)
-            loss_sum = torch.zeros((), device=accelerator.device)
+            loss_sum = torch.zeros((), device=device)
             mine = list(_forward_batches(rows[rank::world], train, data.pad_id))
             for number, batch in enumerate(mine, 1):
                 with nullcontext() if number == len(mine) else accelerator.no_sync(model):
-                    part, _ = loss(model, batch.to(accelerator.device), smoothing=smoothing)
-                    accelerator.backward(part * (world / weight))  # DDP averages over devices
+                    part, _ = loss(model, batch.to(device), smoothing=smoothing)
+                    # DDP averages over devices; float16's gradients are scaled up.
+                    accelerator.backward(scaler.scale(part * (world / weight)))
                 loss_sum += part.detach()
+            scaler.unscale_(optimizer)
             norm = accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad()
 
             mean = float(accelerator.reduce(loss_sum)) / weight
@@ -242,7 +247,7 @@ def _share_done(state: Progress, train: TrainSection, total_steps: int | None) -
 def _prepared(model: Any, train: TrainSection) -> Iterator[None]:
     """What a model does otherwise while it is trained: fast paths, noise, layers computed twice."""
     if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     try:
         with (
             kernels.fused_lora(model) if train.fast else nullcontext(),
@@ -251,13 +256,7 @@ def _prepared(model: Any, train: TrainSection) -> Iterator[None]:
             yield
     finally:
         if train.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
-
-
-def _accelerator(model: Any, method: MethodSection) -> Accelerator:
-    """Devices and types, whatever the environment asks for."""
-    later = DistributedDataParallelKwargs(find_unused_parameters=method.kind == "unfreeze")
-    return Accelerator(mixed_precision=mixed_precision(model), kwargs_handlers=[later])
+            model.activation_checkpointing_disable()
 
 
 @contextmanager

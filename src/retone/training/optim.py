@@ -120,29 +120,18 @@ NEED_BITSANDBYTES = ("adamw_8bit", "paged_adamw_8bit", "lion")
 
 
 class Together(Optimizer):
-    """Optimizers of different parameters that step as one, with one state for checkpoints."""
+    """Optimizers of different parameters that step as one, on one state and one list of groups."""
 
     def __init__(self, parts: list[Optimizer]) -> None:
         self._parts = parts
         super().__init__([group for part in parts for group in part.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        """Let every part work on the state and the groups of the whole."""
-        groups = iter(self.param_groups)
-        for part in self._parts:
+        for part in parts:
             part.state = self.state
-            part.param_groups = [next(groups) for _ in part.param_groups]
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of each part."""
         for part in self._parts:
             part.step()
-
-    def load_state_dict(self, state_dict: Any) -> None:
-        """Put saved state back into all parts."""
-        super().load_state_dict(state_dict)
-        self._share()
 
 
 LAST_SHARE = 0.2  # of a wsd schedule is decay (Hu et al. 2024, arXiv:2404.06395, section 4)
