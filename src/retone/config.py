@@ -47,9 +47,10 @@ class ModelSection(Section):
     arXiv:2305.14314) or in 8 (LLM.int8(), Dettmers et al. 2022, arXiv:2208.07339)."""
     adapter: str | None = None
     """Go on from this adapter: a run, or a folder of plain peft LoRA on the same base."""
-    adapter_use: Literal["merged", "stacked"] = "merged"
-    """merged: the adapter is added to the weights first (quicker, not on quantized ones);
-    stacked: it stays beside them, frozen. Either way one adapter is saved that holds both."""
+    adapter_use: Literal["auto", "merged", "stacked"] = "auto"
+    """merged: the adapter is added to the weights first, which is quicker; stacked: it stays beside
+    them, frozen. Either way one adapter is saved that holds both. auto: merged, where the weights
+    are not quantized."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """Attention of the model; auto: eager for short rows on a CPU, sdpa otherwise."""
     template: str = "auto"

@@ -25,6 +25,8 @@ EAGER_MAX_LENGTH = 256
 ACTIVATION_BYTES = 2e6
 CPU_TOKENS = 512
 WARMUP_FRACTION = 0.05
+MERGED = ("merged", "one product a layer instead of two")
+STACKED = ("stacked", "nothing can be added to quantized weights")
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,9 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
 
     fill("model.dtype", *_dtype(machine, model))
     fill("model.attention", *_attention(machine, data))
+    if recipe.model.adapter is not None:
+        packed = recipe.model.quantization != "none"
+        fill("model.adapter_use", *(STACKED if packed else MERGED))
     longest = min(data.longest_row, model.context)
     fill("data.max_length", longest, f"longest row {data.longest_row}, context {model.context}")
     fill("data.task", *data.task)

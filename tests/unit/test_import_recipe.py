@@ -252,7 +252,6 @@ def test_axolotl_lora(work: Path) -> None:
         "dataset_prepared_path": "last_run_prepared",
         "output_dir": "./outputs/lora-out",
         "sample_packing": True,
-        "gradient_checkpointing": True,
     }
 
 
@@ -283,11 +282,12 @@ def test_axolotl_chat(work: Path) -> None:
     assert recipe.method.targets == "all-linear"
     train = recipe.train
     assert (train.batch_size, train.micro_batch_size) == (16, 1)
-    assert (train.max_steps, train.epochs, train.warmup_steps) == (200, None, 20)
-    assert train.schedule == "constant"
+    assert (train.max_steps, train.epochs, train.warmup_steps) == (200, None, 0.1)
+    assert (train.schedule, train.optimizer) == ("constant", "paged_adamw_8bit")
+    assert (recipe.method.kind, model.quantization) == ("lora", "nf4")
     assert set(listed(found)) == {
-        "datasets[1].format", "datasets[2].split", "adapter", "load_in_4bit", "optimizer",
-        "lora_target_modules", "deepspeed", "special_tokens", "rl",
+        "datasets[1].format", "datasets[2].split", "lora_target_modules", "deepspeed",
+        "special_tokens", "rl",
     }  # fmt: skip
 
 
@@ -311,7 +311,6 @@ def test_llamafactory_lora(work: Path) -> None:
     assert (train.log_every, train.evaluate_every, train.save_every) == (10, 500, 500)
     assert listed(found) == {
         "trust_remote_code": True,
-        "warmup_ratio": 0.1,
         "preprocessing_num_workers": 16,
         "output_dir": "saves/llama3/lora/sft",
         "ddp_timeout": 180000000,
@@ -327,11 +326,12 @@ def test_llamafactory_qlora_and_defaults(work: Path) -> None:
     assert (recipe.model.template, recipe.model.attention) == ("chatml", "eager")
     assert (recipe.data.system, recipe.data.train_on) == ("Be brief.", "last")
     assert recipe.method.targets == ["q_proj", "v_proj"]
-    assert (recipe.train.max_steps, recipe.train.warmup_steps) == (50, 5)
+    assert (recipe.train.max_steps, recipe.train.warmup_steps) == (50, 0.1)
     # What the tool assumes is written out where retone assumes something else.
     assert (recipe.train.learning_rate, recipe.data.max_length) == (5e-5, 2048)
     assert "learning_rate = 5e-05   # LlamaFactory's default" in found.recipe
-    assert set(listed(found)) == {"quantization_bit", "fp16"}
+    assert (recipe.model.quantization, recipe.model.dtype) == ("nf4", "float16")
+    assert listed(found) == {}
 
 
 def test_llamafactory_documents(work: Path) -> None:
@@ -347,7 +347,34 @@ def test_axolotl_defaults_and_a_whole_model(work: Path) -> None:
     train = recipe.train
     assert (train.epochs, train.batch_size, train.schedule) == (1, 1, "cosine")
     assert recipe.data.max_length == 512
-    assert listed(found) == {"adapter": None}  # left out, it means full fine-tuning
+    assert recipe.method.kind == "full"  # what it means there to leave the adapter out
+    assert listed(found) == {}
+
+
+def test_further_settings_of_training_are_translated(work: Path) -> None:
+    _, recipe = imported(
+        "base_model: a/b\nadapter: lora\ndatasets: [{path: c/d, type: alpaca}]\n"
+        "optimizer: adamw_bnb_8bit\nload_in_8bit: true\nadam_beta2: 0.95\nneftune_noise_alpha: 5\n"
+        "peft_use_rslora: true\nlora_modules_to_save: [lm_head]\nloraplus_lr_ratio: 16\n"
+        "gradient_checkpointing: true\nfp16: true\nlabel_smoothing_factor: 0.1\n",
+        work,
+    )
+    train, method = recipe.train, recipe.method
+    assert (train.optimizer, train.beta2, train.neftune_alpha) == ("adamw_8bit", 0.95, 5)
+    assert train.gradient_checkpointing
+    assert (recipe.model.quantization, recipe.model.dtype) == ("int8", "float16")
+    assert (method.rslora, method.train_also, method.plus_ratio) == (True, ["lm_head"], 16)
+    assert recipe.objective.label_smoothing == 0.1
+
+
+def test_layers_and_all_weights_of_llamafactory(work: Path) -> None:
+    given = "model_name_or_path: a/b\ndataset: identity\nlora_rank: 8\n"
+    frozen = "finetuning_type: freeze\nfreeze_trainable_layers: 3\n"
+    found, recipe = imported(given + frozen, work)
+    assert (recipe.method.kind, recipe.method.layers) == ("last_layers", 3)
+    assert listed(found) == {"lora_rank": 8}
+    _, recipe = imported(given + "quantization_bit: 8\nadapter_name_or_path: runs/one\n", work)
+    assert (recipe.model.quantization, recipe.model.adapter) == ("int8", "runs/one")
 
 
 @pytest.mark.parametrize(
@@ -550,7 +577,7 @@ def test_what_is_printed_where(work: Path, capsys: pytest.CaptureFixture[str]) -
 def test_names_and_values_cannot_break_out_of_a_comment(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    odd = {"x\n[train]\nepochs": 9, "neftune_noise_alpha": float("inf"), "base_model": 'a"\\\x7f\n'}
+    odd = {"x\n[train]\nepochs": 9, "hub_model_id": float("inf"), "base_model": 'a"\\\x7f\n'}
     odd |= {"datasets": [{"path": "a/b", "type": "alpaca"}], "adapter": "lora"}
     found, recipe = imported(yaml.safe_dump(odd), work)
     assert recipe.train.epochs == 1

@@ -95,6 +95,13 @@ def _when(known: Mapping[Any, Any], otherwise: str) -> Convert:
     return convert
 
 
+def flag(value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false is expected")
+    return value
+
+
 def _steps(value: Any) -> int:
     if 0 < number(value) < 1:
         raise NoCounterpart("a share of the run: give a number of steps")
@@ -129,6 +136,13 @@ def _target_list(value: Any) -> str | list[str]:
     return "all-linear" if found == ["all"] else found
 
 
+def _bits(value: Any) -> str:
+    found = {4: "nf4", 8: "int8"}.get(whole(value))
+    if found is None:
+        raise NoCounterpart("bases are quantized to 4 or 8 bits")
+    return found
+
+
 def _jinja(value: Any) -> str:
     if "{" in text(value):
         raise NoCounterpart("save it as a file, and name the file in model.template")
@@ -143,17 +157,31 @@ _TEMPLATE = _when(
 )
 _SCHEDULE = _when(
     {"linear": "linear", "cosine": "cosine", "constant": "constant"}
-    | {"constant_with_warmup": "constant"},
-    "there are linear (the default), cosine and constant",
+    | {"constant_with_warmup": "constant", "warmup_stable_decay": "wsd"},
+    "there are linear (the default), cosine, constant and wsd",
 )
 _BF16 = _when({True: "bfloat16", False: None, "full": "bfloat16", "auto": None}, "true or false")
+_FP16 = _when({True: "float16", False: None, "full": "float16"}, "true or false")
+_OPTIMIZER = _when(
+    dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"), "adamw")
+    | dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit"), "adamw_8bit")
+    | {"paged_adamw_8bit": "paged_adamw_8bit", "adafactor": "adafactor", "muon": "muon"}
+    | {"lion": "lion", "lion_32bit": "lion"},
+    "there are adamw (the default), adamw_8bit, paged_adamw_8bit, adafactor, lion and muon",
+)
+_FOUR_BITS = _when({True: "nf4", False: None}, "true or false")
+_EIGHT_BITS = _when({True: "int8", False: None}, "true or false")
+_RECOMPUTE = _when(
+    {True: True, False: None}, "true or false; activations are never moved to another memory"
+)
+_KIND = _when(
+    {"lora": "lora", "qlora": "lora", "full": "full", "freeze": "last_layers"},
+    "there are lora, full and last_layers, and the others of method.kind",
+)
 _EVERYTHING = _when({True: "everything", False: None}, "true or false")
 _SDPA = "sdpa, the default for long rows and on GPUs, is fused attention too"
 _ATTENTION = _when({"eager": "eager", "sdpa": "sdpa", "auto": None, "disabled": "eager"}, _SDPA)
 
-_QUANTISED = "bases are not quantised yet: 2 bytes a parameter in bfloat16, 4 in float32"
-_METHOD = "only LoRA adapters are trained yet"
-_VARIANT = "plain LoRA only"
 OBJECTIVE = "only supervised training; preferences and rewards are not trained on"
 _PACKING = "not needed: micro-batches are cut by tokens from rows of like length"
 _MEMORY = "no counterpart; lower train.micro_batch_tokens where memory is short"
@@ -164,7 +192,6 @@ _RUNS = "a run lies in runs/NAME; --name chooses the name"
 _CACHE = "not needed: nothing is prepared beforehand"
 _TOKENS = "the model's own tokens and embeddings are used as they are"
 _NO_CODE = "models that bring their own code are not loaded"
-_ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
 
 _SHARED_FIELDS: dict[str, tuple[str, Convert]] = {
     "learning_rate": ("train.learning_rate", number),
@@ -176,22 +203,23 @@ _SHARED_FIELDS: dict[str, tuple[str, Convert]] = {
     "save_steps": ("train.save_every", _steps),
     "lora_alpha": ("method.alpha", number),
     "lora_dropout": ("method.dropout", number),
+    "loraplus_lr_ratio": ("method.plus_ratio", number),
     "bf16": ("model.dtype", _BF16),
+    "adam_beta1": ("train.beta1", number),
+    "adam_beta2": ("train.beta2", number),
+    "gradient_checkpointing": ("train.gradient_checkpointing", _RECOMPUTE),
+    "neftune_noise_alpha": ("train.neftune_alpha", number),
+    "label_smoothing_factor": ("objective.label_smoothing", number),
 }
 _SHARED_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "adam_beta1": ((0.9,), "AdamW's betas are 0.9 and 0.999"),
-    "adam_beta2": ((0.999,), "AdamW's betas are 0.9 and 0.999"),
     "adam_epsilon": ((1e-8, "1e-8"), "AdamW's epsilon is 1e-8"),
     "ddp_timeout": ((), _DEVICE),
     "deepspeed": ((), _DEVICE),
     "eval_strategy": (("steps",), "train.evaluate_every; left out: twice an epoch"),
-    "fp16": ((), "bfloat16 or float32, whichever the device is fast in (model.dtype)"),
     "fsdp": ((), _DEVICE),
     "fsdp_config": ((), _DEVICE),
-    "gradient_checkpointing": ((), _MEMORY),
     "group_by_length": ((True,), ""),
     "hub_model_id": ((), "no upload; the adapter in the run is a standard peft folder"),
-    "neftune_noise_alpha": ((), "no noise is added to embeddings"),
     "output_dir": ((), _RUNS),
     "report_to": (("none",), _TRACKING),
     "resume_from_checkpoint": ((), "the same recipe again resumes its run"),
@@ -200,7 +228,6 @@ _SHARED_FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "save_total_limit": ((), "checkpoints of a run are kept or deleted by retone"),
     "torch_compile": ((), _FAST),
     "trust_remote_code": ((), _NO_CODE),
-    "loraplus_lr_ratio": ((), _VARIANT),
 }
 
 AXOLOTL = Tool(
@@ -231,16 +258,22 @@ AXOLOTL = Tool(
         "lora_target_linear": ("method.targets", _when({True: "all-linear", False: None}, "")),
         "lora_target_modules": ("method.targets", _targets),
         "lr_scheduler": ("train.schedule", _SCHEDULE),
+        "optimizer": ("train.optimizer", _OPTIMIZER),
+        "adapter": ("method.kind", _KIND),
+        "load_in_4bit": ("model.quantization", _FOUR_BITS),
+        "load_in_8bit": ("model.quantization", _EIGHT_BITS),
+        "fp16": ("model.dtype", _FP16),
+        "float16": ("model.dtype", _FP16),
+        "lora_modules_to_save": ("method.train_also", names),
+        "lora_model_dir": ("model.adapter", text),
+        "peft_use_dora": ("method.dora", flag),
+        "peft_use_rslora": ("method.rslora", flag),
     },
     fixed={
         **_SHARED_FIXED,
-        "adapter": (("lora",), "LoRA on a base that is not quantised is what is trained yet"),
         "strict": ((), ""),
-        "load_in_4bit": ((), _QUANTISED),
-        "load_in_8bit": ((), _QUANTISED),
         "model_type": (("AutoModelForCausalLM",), "found from the model"),
         "tokenizer_type": (("AutoTokenizer",), "found from the model"),
-        "optimizer": (_ADAMW, "AdamW with 32-bit states"),
         "rl": ((), OBJECTIVE),
         "reward_model": ((), OBJECTIVE),
         "sample_packing": ((), _PACKING),
@@ -254,7 +287,6 @@ AXOLOTL = Tool(
         "lora_o_kernel": ((), _FAST),
         "tf32": ((), _FAST),
         "plugins": ((), "no plugins"),
-        "float16": ((), "bfloat16 or float32 (model.dtype)"),
         "dataset_prepared_path": ((), _CACHE),
         "dataset_processes": ((), _CACHE),
         "evals_per_epoch": ((2,), "train.evaluate_every in steps; left out: twice an epoch"),
@@ -262,10 +294,6 @@ AXOLOTL = Tool(
         "eval_batch_size": ((), "losses are measured with the training's micro-batches"),
         "early_stopping_patience": ((), "no early stop, but the best weights are kept"),
         "gradient_checkpointing_kwargs": ((), _MEMORY),
-        "lora_modules_to_save": ((), _METHOD),
-        "lora_model_dir": ((), "training starts from the base model"),
-        "peft_use_dora": ((), _VARIANT),
-        "peft_use_rslora": ((), _VARIANT),
         "shuffle_merged_datasets": ((True,), "rows are always shuffled"),
         "special_tokens": ((), _TOKENS),
         "tokens": ((), _TOKENS),
@@ -303,30 +331,32 @@ LLAMAFACTORY = Tool(
         "lora_rank": ("method.rank", whole),
         "lora_target": ("method.targets", _target_list),
         "lr_scheduler_type": ("train.schedule", _SCHEDULE),
+        "optim": ("train.optimizer", _OPTIMIZER),
+        "finetuning_type": ("method.kind", _KIND),
+        "freeze_trainable_layers": ("method.layers", whole),
+        "quantization_bit": ("model.quantization", _bits),
+        "fp16": ("model.dtype", _FP16),
+        "additional_target": ("method.train_also", names),
+        "adapter_name_or_path": ("model.adapter", text),
+        "use_dora": ("method.dora", flag),
+        "use_rslora": ("method.rslora", flag),
+        "pissa_init": ("method.init", _when({True: "pissa", False: None}, "true or false")),
     },
     fixed={
         **_SHARED_FIXED,
         "stage": (("sft", "pt"), OBJECTIVE),
         "do_train": ((True,), ""),
         "do_eval": ((True,), ""),
-        "finetuning_type": (("lora",), _METHOD),
-        "adapter_name_or_path": ((), "training starts from the base model"),
-        "quantization_bit": ((), _QUANTISED),
-        "quantization_method": ((), _QUANTISED),
-        "double_quantization": ((), _QUANTISED),
         "upcast_layernorm": ((), "layers keep the type of model.dtype"),
-        "optim": (_ADAMW, "AdamW with 32-bit states"),
         "pref_loss": ((), OBJECTIVE),
         "pref_beta": ((), OBJECTIVE),
         "packing": ((), _PACKING),
         "neat_packing": ((), _PACKING),
         "enable_liger_kernel": ((), _FAST),
         "use_unsloth": ((), _FAST),
-        "use_dora": ((), _VARIANT),
-        "use_rslora": ((), _VARIANT),
-        "pissa_init": ((), _VARIANT),
-        "use_galore": ((), _METHOD),
-        "additional_target": ((), _METHOD),
+        "use_galore": ((), "gradients are not projected; train.optimizer=adafactor saves memory"),
+        "quantization_method": (("bitsandbytes", "bnb"), "bases are quantized by bitsandbytes"),
+        "double_quantization": ((True,), "nf4 always quantizes its constants too"),
         "disable_gradient_checkpointing": ((True,), ""),
         "overwrite_cache": ((True,), ""),
         "overwrite_output_dir": ((True,), ""),

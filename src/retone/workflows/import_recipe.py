@@ -15,9 +15,8 @@ from typing import Any
 import yaml
 
 from retone import console
-from retone.config import Recipe, SourceSection
+from retone.config import METHOD_FIELDS, Recipe, SourceSection
 from retone.errors import InputError
-from retone.planning import WARMUP_FRACTION
 from retone.recipe_file import complete_recipe
 from retone.run_dir import write_whole
 from retone.workflows.import_data import SOURCES, UNKNOWN, Draft
@@ -180,9 +179,8 @@ def translate(given: Mapping[str, Any], tool: Tool, draft: Draft) -> None:
         if value not in agreed and not (name in tool.fixed and value in OFF):
             draft.leave(name, value, why or UNKNOWN)
     if tool is AXOLOTL and not given.get("adapter"):
-        draft.leave(
-            "adapter", None, "left out it trains all weights; here LoRA adapters are trained"
-        )
+        draft.put("method.kind", "full", "adapter is left out")
+    _keep_what_the_kind_uses(draft)
 
 
 def _read_batch(left: dict[str, Any], tool: Tool, draft: Draft) -> None:
@@ -207,21 +205,26 @@ def _read_length(left: dict[str, Any], tool: Tool, draft: Draft) -> None:
 
 
 def _read_warmup(left: dict[str, Any], draft: Draft) -> None:
-    """Warm-up in steps; a share of the run only where the number of its steps is known."""
+    """Warm-up in steps, or as a share of the run."""
     given = left.pop("warmup_steps", None), left.pop("warmup_ratio", None)
     if given == (None, None):
         return
     steps = draft.read("warmup_steps", given[0] or 0, number) or 0
     share = steps if 0 < steps < 1 else draft.read("warmup_ratio", given[1] or 0, number) or 0
-    run = draft.values.get("train.max_steps")
     if steps >= 1 or not share:
         draft.put("train.warmup_steps", round(steps), "warmup_steps")
-    elif run:
-        told = f"warmup_ratio {share} of {run} steps"
-        draft.put("train.warmup_steps", math.ceil(share * run), told)
-    elif share != WARMUP_FRACTION:
-        why = f"left out it is {WARMUP_FRACTION:.0%} of the steps; or give train.warmup_steps"
-        draft.leave("warmup_ratio", share, why)
+    else:
+        draft.put("train.warmup_steps", float(share), "warmup_ratio")
+
+
+def _keep_what_the_kind_uses(draft: Draft) -> None:
+    """Settings of LoRA that stand in the file of another method do nothing there either."""
+    kind = draft.values.get("method.kind", "lora")
+    for name, kinds in METHOD_FIELDS.items():
+        value = draft.values.get(f"method.{name}")
+        if value is not None and kind not in kinds:
+            del draft.values[f"method.{name}"]
+            draft.leave(draft.notes[f"method.{name}"], value, f"method.kind={kind} has no {name}")
 
 
 def recipe_lines(draft: Draft, tool: Tool) -> Iterator[str]:
@@ -255,7 +258,7 @@ def _toml(value: Any) -> str:
         return f"[{', '.join(map(_toml, value))}]"
     if isinstance(value, str):  # JSON's escapes are TOML's, but for one character
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _comment(told: str) -> str:
