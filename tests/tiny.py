@@ -63,9 +63,9 @@ def model(seed: int = 0, **settings: Any) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def folder(path: Path, seed: int = 0) -> Path:
+def folder(path: Path, seed: int = 0, **settings: Any) -> Path:
     """The tiny model and tokenizer saved as a base model folder."""
-    model(seed).save_pretrained(path)
+    model(seed, **settings).save_pretrained(path)
     tokenizer().save_pretrained(path)
     return path
 

@@ -9,10 +9,12 @@ import torch
 
 import tiny
 from retone.chat_template import ChatTemplate
+from retone.config import MethodSection
 from retone.conversation import Conversation, Message
 from retone.data.batching import collate, common_prefix, micro_batches
 from retone.evaluation.candidates import reference_likelihoods
 from retone.inference.engine import Engine, Sampling
+from retone.models.methods import METHODS
 from retone.training.losses import row_losses
 
 SYSTEM = Message("system", "Rewrite the sentence as Yoda would say it.")
@@ -35,6 +37,31 @@ def test_a_batch_answers_as_each_prompt_alone(attention: str) -> None:
     alone = [asked.tuned([prompt], sampling)[0] for prompt in prompts]
     assert asked.tuned(prompts, sampling) == alone
     assert len({answer.text for answer in alone}) == len(alone)
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_learned_prompts_answer_in_a_batch_as_step_by_step(kind: str) -> None:
+    """The likeliest token again and again, each from a pass over everything so far."""
+    method = MethodSection(kind=kind, virtual_tokens=5)  # type: ignore[arg-type]
+    model = METHODS[kind].prepare(tiny.model(initializer_range=0.3), method).eval()
+    with torch.no_grad():
+        for parameter in model.prompt_encoder.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    asked = Engine(model, tiny.tokenizer(), ChatTemplate(tiny.tokenizer(), name="tiny"))
+    prompts = [[SYSTEM, Message("user", text)] for text in (*SAID, "A cat ran.")]
+    found = asked.tuned(prompts, Sampling(max_new_tokens=8))
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = list(asked.template.prompt_ids(prompt))
+        said: list[int] = []
+        while len(said) < 8 and not (said and said[-1] in asked.template.stop_ids):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids + said])).logits[0, -1]
+            said.append(int(logits.argmax()))
+        assert (answer.text, answer.tokens) == (asked.template.parse(said), len(said))
+    untuned = asked.base(prompts, Sampling(max_new_tokens=8))
+    assert untuned != found
+    plain = engine().tuned(prompts, Sampling(max_new_tokens=8))
+    assert untuned == plain
 
 
 def test_prompts_that_are_each_others_beginning() -> None:

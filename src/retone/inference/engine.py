@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from threading import Event, Thread
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 from retone.chat_template import ChatTemplate
 from retone.conversation import Message
 from retone.data.batching import common_prefix
-from retone.models.partial import has_plain_cache, prefix_cache
+from retone.models.partial import has_plain_cache, leading_positions, prefix_cache
 
 Messages = Sequence[Message]
 
@@ -116,11 +117,8 @@ class Engine:
 
     def _respond(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
         encoded = [self.template.prompt_ids(messages) for messages in prompts]
-        # Neighbours in length share a batch, so that little is padded.
-        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), self.batch_size):
-            picked = order[start : start + self.batch_size]
+        for picked in self._batches([len(ids) for ids in encoded]):
             rows = [encoded[index] for index in picked]
             shared = self._shared_prefix(rows)
             ids, mask = self._padded(rows, shared)
@@ -128,6 +126,20 @@ class Engine:
             for index, row in zip(picked, output.tolist(), strict=True):
                 answers[index] = self._parse(row)
         return [answers[index] for index in range(len(prompts))]
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of prompts that are answered together: neighbours in length, to pad little.
+
+        Nothing is padded behind learned embeddings: peft takes their positions from the place.
+        """
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        if leading_positions(self.model):
+            groups = [list(group) for _, group in groupby(order, key=lambda index: lengths[index])]
+        else:
+            groups = [order]
+        for group in groups:
+            for start in range(0, len(group), self.batch_size):
+                yield group[start : start + self.batch_size]
 
     def _parse(self, ids: list[int]) -> Answer:
         ends = [place for place, token in enumerate(ids) if token in self.template.stop_ids]

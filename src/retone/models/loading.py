@@ -16,6 +16,8 @@ from retone.models.locate import LocatedModel
 
 # peft 0.21 reads an attribute that transformers 5.23 renamed; nothing that a user could mend.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+# So it is meant: prompts behind learned embeddings are never padded.
+warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient")
 transformers_logging.disable_progress_bar()
 transformers_logging.set_verbosity_error()
 
@@ -63,6 +65,10 @@ def load_base(
         for module in model.modules():
             if type(module).__name__.endswith("Norm"):
                 module.float()
+    for module in model.modules():
+        # Else a CPU with AVX512-bf16 packs these weights anew when it first evaluates, rounded.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return (model if packed else model.to(device)).eval()
 
 
