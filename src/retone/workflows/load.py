@@ -43,6 +43,7 @@ class Opened:
             attention=model.attention,
             device=probe_machine().device,
             quantization=model.quantization,
+            tokens=len(self.tokenizer),
         )
 
 

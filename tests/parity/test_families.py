@@ -1,0 +1,225 @@
+"""Tiny random models of each architecture, with the real templates, through the same code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel
+from test_methods import gradients, located, plain_loss
+from transformers import AutoModelForCausalLM
+
+import tiny
+from chat_models import template_of, tokenizer_of
+from retone.config import MethodSection, Recipe
+from retone.conversation import Message
+from retone.data.batching import collate
+from retone.inference.engine import Engine, Sampling
+from retone.models.loading import add_embeddings, load_base
+from retone.models.methods import METHODS, count_parameters
+from retone.models.saving import load_tuned, save_tuned
+from retone.recipe_file import load_recipe
+from retone.training.kernels import fused_lora, shared_prefix
+from retone.training.losses import next_token
+
+SMALL: dict[str, Any] = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 1024,
+    "initializer_range": 0.2, "tie_word_embeddings": False,
+}  # fmt: skip
+WINDOW = {"sliding_window": 8}
+# family -> (architecture, its own settings, whose template of tests/chat_models.py)
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "llama": ("Llama", {}, "llama-3.2"),
+    "smollm2": ("Llama", {"tie_word_embeddings": True}, "smollm2"),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}, "qwen2.5"),
+    "qwen3": ("Qwen3", {"tie_word_embeddings": True}, "qwen3"),
+    "phi3": ("Phi3", {}, "phi-3"),
+    "gemma2": ("Gemma2", {"tie_word_embeddings": True, **WINDOW}, "gemma-2"),
+    "gemma3": ("Gemma3", {"tie_word_embeddings": True, **WINDOW}, "gemma-2"),
+    "mistral": ("Mistral", WINDOW, "mistral-nemo"),
+}
+FORGETS = ("gemma2", "gemma3", "mistral")  # a sliding window, so no prefix can be shared
+each_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def model_of(family: str, **settings: Any) -> Any:
+    name, own, _ = FAMILIES[family]
+    text = "TextConfig" if name == "Gemma3" else "Config"
+    config = getattr(transformers, f"{name}{text}")(
+        **{**SMALL, "vocab_size": 320, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+           **own, **settings}
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+def loaded(folder: Path) -> Any:
+    return load_base(folder, dtype="float32", attention="eager", device="cpu")
+
+
+def tuned_model(family: str, folder: Path, method: MethodSection) -> Any:
+    model = METHODS[method.kind].prepare(loaded(folder), method)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family -> folder of its tiny model, its weights in several files."""
+    made = {}
+    for family in FAMILIES:
+        made[family] = tmp_path_factory.mktemp(family)
+        model_of(family).save_pretrained(made[family], max_shard_size="40KB")
+        assert len(list(made[family].glob("*.safetensors"))) > 1
+    return made
+
+
+@each_family
+def test_gradients_and_files_of_a_family(
+    family: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, method = folders[family], MethodSection(rank=4)
+    model = tuned_model(family, folder, method).train()
+    rows = tiny.rows(5)
+    expected = plain_loss(model, rows)
+    expected.backward()
+    plain = gradients(model)
+    with fused_lora(model) as fused:
+        loss, weight = next_token(model, collate(rows, pad_id=0), fast=True)
+    assert fused == (8 if family == "phi3" else 14)  # phi's projections are fused already
+    (loss / weight).backward()
+    torch.testing.assert_close(loss / weight, expected, rtol=1e-5, atol=0)
+    for name, gradient in gradients(model).items():
+        scale = float(plain[name].abs().max())
+        torch.testing.assert_close(gradient, plain[name], rtol=1e-4, atol=1e-4 * scale)
+
+    ids = torch.arange(20, 44).unsqueeze(0)
+    with torch.no_grad():
+        said = model.eval()(input_ids=ids).logits
+    save_tuned(
+        model, method, located(folder), tmp_path, dtype="float32",
+        tokenizer=tiny.tokenizer(), template=tiny.CHATML,
+    )  # fmt: skip
+    again = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=ids).logits, said, rtol=1e-4, atol=1e-4)
+
+
+@each_family
+def test_a_prefix_is_shared_where_nothing_is_forgotten(
+    family: str, folders: dict[str, Path]
+) -> None:
+    model = tuned_model(family, folders[family], MethodSection(rank=4))
+    prefix = tuple(range(40, 52))
+    rows = [
+        type(row)(prefix + row.input_ids, (0.0,) * len(prefix) + row.loss_weights)
+        for row in tiny.rows(4)
+    ]
+    batch = collate(rows, pad_id=0)
+    assert shared_prefix(model, batch) == (0 if family in FORGETS else len(prefix))
+    found, weight = next_token(model, batch, fast=True)
+    torch.testing.assert_close(found / weight, plain_loss(model, rows), rtol=1e-5, atol=0)
+
+
+@each_family
+@pytest.mark.parametrize("kind", ["last_layers", "unfreeze", "ia3", "prefix", "bottleneck"])
+def test_every_method_knows_the_family(
+    family: str, kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    method = MethodSection(kind=kind)  # type: ignore[arg-type]
+    model = tuned_model(family, folders[family], method)
+    parameters = count_parameters(model)
+    assert 0 < parameters.trained <= parameters.total
+    rows = tiny.rows(3)
+    loss, weight = next_token(model, collate(rows, pad_id=0), fast=True)
+    torch.testing.assert_close(loss / weight, plain_loss(model, rows), rtol=1e-4, atol=0)
+    save_tuned(
+        model, method, located(folders[family]), tmp_path, dtype="float32",
+        tokenizer=tiny.tokenizer(), template=tiny.CHATML,
+    )  # fmt: skip
+    again = load_tuned(tmp_path, located(folders[family]), loaded)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            plain_loss(again, rows), plain_loss(model.eval(), rows), rtol=1e-5, atol=0
+        )
+
+
+@each_family
+def test_a_family_answers_through_its_own_template(family: str) -> None:
+    """Padding makes no difference, whatever the pad token: Phi-3's is its end, others have none."""
+    template, tokenizer = template_of(FAMILIES[family][2]), tokenizer_of(FAMILIES[family][2])
+    model = model_of(family, vocab_size=len(tokenizer))
+    engine = Engine(model, tokenizer, template)
+    prompts = [
+        [Message("user", text)]
+        for text in ("Hi.", "Where is the key that I left on the table yesterday?", "Who?")
+    ]
+    sampling = Sampling(max_new_tokens=6)
+    alone = [engine.tuned([prompt], sampling)[0] for prompt in prompts]
+    assert engine.tuned(prompts, sampling) == alone
+    row = template.encode([*prompts[1], Message("assistant", "Under the mat.")])[-1]
+    loss, weight = next_token(model, collate([row], template.stop_id), fast=True)
+    torch.testing.assert_close(loss / weight, plain_loss(model, [row]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_added_tokens_are_trained_saved_and_loaded(kind: str, tied: bool, tmp_path: Path) -> None:
+    """A tokenizer with 3 entries more than the model has embeddings."""
+    folder, out = tmp_path / "base", tmp_path / "out"
+    tiny.folder(folder, tie_word_embeddings=tied, initializer_range=0.2)
+    out.mkdir()
+
+    def grown(path: Path) -> Any:
+        return load_base(path, dtype="float32", attention="eager", device="cpu", tokens=323)
+
+    method = MethodSection(kind=kind)  # type: ignore[arg-type]
+    model = METHODS[kind].prepare(grown(folder), method)
+    rows = [type(row)((*row.input_ids, 321, 322), (*row.loss_weights, 1.0, 1.0))
+            for row in tiny.rows(6)]  # fmt: skip
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        loss, weight = next_token(model, collate(rows, 0), fast=True)
+        (loss / weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float((loss / weight).detach()))
+    assert losses[-1] < losses[0] - 0.3
+    save_tuned(
+        model, method, located(folder), out, dtype="float32",
+        tokenizer=tiny.tokenizer(), template=tiny.CHATML,
+    )  # fmt: skip
+    again = load_tuned(out, located(folder), grown)
+    torch.testing.assert_close(plain_loss(again, rows), plain_loss(model.eval(), rows))
+    with again.disable_adapter():
+        torch.testing.assert_close(plain_loss(again, rows), plain_loss(grown(folder), rows))
+    plain = AutoModelForCausalLM.from_pretrained(folder if kind == "lora" else out)
+    if kind == "lora":
+        add_embeddings(plain, 323)
+        plain = PeftModel.from_pretrained(plain, out)
+    torch.testing.assert_close(plain_loss(plain, rows), plain_loss(model, rows))
+
+
+def test_phi_3_mini_in_its_own_shape() -> None:
+    """The recipe yoda-phi3 on a model of its size, without weights."""
+    recipe: Recipe = load_recipe("yoda-phi3")
+    config = transformers.Phi3Config(
+        vocab_size=32_064, hidden_size=3072, intermediate_size=8192, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=32,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = METHODS["lora"].prepare(transformers.Phi3ForCausalLM(config), recipe.method)
+    counted = count_parameters(model)
+    print(counted)
+    assert (counted.trained, counted.total) == (12_582_912, 3_833_662_464)
+    assert "(0.33 %)" in str(counted)
