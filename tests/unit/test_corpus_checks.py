@@ -17,7 +17,7 @@ import tiny
 from retone.chat_template import ChatTemplate
 from retone.config import DataSection, Recipe
 from retone.conversation import Conversation, Message
-from retone.data import languages
+from retone.data import corpus_checks, languages
 from retone.data.advice import advise
 from retone.data.corpus_checks import DOMINANT_LABEL, FEW_ROWS
 from retone.data.duplicates import answer_key
@@ -191,6 +191,25 @@ def test_without_lingua_the_languages_are_not_checked(
     assert "language" in found["not-checked"].message
 
 
+def test_many_held_out_rows_are_looked_for_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(number, f"{ENGLISH} {number}") for number in range(60)]
+    settings = {"deduplicate": "none", "eval_fraction": 0.5}
+    for limit, said in ((1000, None), (5, "5 of 3")):
+        monkeypatch.setattr(corpus_checks, "HELD_OUT", limit)
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        found = {each.code: each for each in findings(folder, {"train": rows}, **settings)}
+        assert ("leaks-sampled" in found) == (said is not None)
+        if said:
+            assert said in found["leaks-sampled"].message
+    # Test rows that the user names are all looked for.
+    monkeypatch.setattr(corpus_checks, "HELD_OUT", 1)
+    named = findings(tmp_path, files(rows, rows[:3]))
+    assert "leaks-sampled" not in {each.code for each in named}
+
+
 def test_what_was_taken_for_granted_about_a_file_is_a_note(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     lines = (f"{each['prompt']};{each['completion']}\n" for each in ROWS)
@@ -273,7 +292,12 @@ def test_every_check_is_triggered_somewhere() -> None:
     """Each code of the table has its case here or among the checks of single rows."""
     from test_row_checks import CASES
 
-    elsewhere = {"file", "not-checked", "max-length-short"}  # in tests of their own above
+    elsewhere = {
+        "file",
+        "not-checked",
+        "leaks-sampled",
+        "max-length-short",
+    }  # in tests of their own above
     assert set(CORPUS) | set(RECIPES) | {case[0] for case in CASES} | elsewhere == set(CHECKS)
 
 

@@ -256,6 +256,12 @@ CHECKS: dict[str, Check] = {
         "few to learn from",
         "collect more rows; under 50, try a good prompt first",
     ),
+    "leaks-sampled": Check(
+        "note",
+        "only some of the held-out rows were looked for among the training rows",
+        "nothing: they were drawn apart from near-duplicates; or name a test file",
+        counted=False,
+    ),
     "not-checked": Check(
         "note", "one check was left out", "pip install 'retone[languages]'", counted=False
     ),
