@@ -111,9 +111,9 @@ class DataSection(Section):
     """Which repeated rows are dropped, within and across sources; near: MinHash similarity."""
     train_on: Literal["all", "last", "everything"] = "all"
     """Trained turns: all assistant turns, only the last one, or every token."""
-    task: Literal["auto", "rewrite", "chat", "qa", "structured"] = "auto"
+    task: Literal["auto", "rewrite", "chat", "qa", "structured", "text"] = "auto"
     """What a good answer is. rewrite restates the prompt (copying it is a baseline), qa has
-    keywords, structured is JSON; auto: from the data."""
+    keywords, structured is JSON, text has no prompts; auto: from the data."""
     system: str | None = None
     """System prompt put before every conversation that has none."""
     showcase: list[str] = Field(default_factory=list)
@@ -221,8 +221,8 @@ class ObjectiveSection(Section):
     """[objective]: what the loss asks for."""
 
     kind: Literal["auto", "sft", "text"] = "auto"
-    """sft: the next token of answers; text: the next token of plain text, whose pieces are packed
-    into full rows and judged by how likely they make held-out text; auto: from the rows."""
+    """sft: the next token of answers; text: every next token of plain text, judged by how likely
+    held-out text becomes; auto: text where the rows are plain text."""
     label_smoothing: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     """Share of the target's weight that is spread over all tokens (Szegedy et al. 2015,
     arXiv:1512.00567)."""

@@ -25,6 +25,7 @@ EAGER_MAX_LENGTH = 256
 ACTIVATION_BYTES = 2e6
 CPU_TOKENS = 512
 WARMUP_FRACTION = 0.05
+CONTINUED = 64  # tokens that a model goes on with a text for
 MERGED = ("merged", "one product a layer instead of two")
 STACKED = ("stacked", "nothing can be added to quantized weights")
 
@@ -67,7 +68,6 @@ class DataFacts:
     longest_row: int
     longest_answer: int
     task: tuple[str, str]  # what a good answer is, and why it is taken for that
-    objective: tuple[str, str] = ("sft", "rows are conversations")  # what is trained, and why
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
 
     def fill(field: str, value: Any, because: str) -> None:
         section, _, name = field.partition(".")
-        if getattr(getattr(recipe, section), name) in (None, "auto"):
+        if field not in filled and getattr(getattr(recipe, section), name) in (None, "auto"):
             filled[field] = Choice(value, because)
 
     fill("model.dtype", *_dtype(machine, model))
@@ -183,7 +183,8 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
     longest = min(data.longest_row, model.context)
     fill("data.max_length", longest, f"longest row {data.longest_row}, context {model.context}")
     fill("data.task", *data.task)
-    fill("objective.kind", *data.objective)
+    task = recipe.data.task if recipe.data.task != "auto" else data.task[0]
+    fill("objective.kind", "text" if task == "text" else "sft", f"the task is {task}")
     if recipe.method.kind == "lora":
         fill("method.alpha", 2.0 * recipe.method.rank, "twice the rank")
     if recipe.train.optimizer == "paged_adamw_8bit" and machine.device == "cpu":
@@ -206,6 +207,8 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
         filled["train.warmup_steps"] = Choice(steps, f"{share:.0%} of the steps")
     fill("train.evaluate_every", max(1, steps_per_epoch // 2), "twice an epoch")
     fill("train.save_every", steps_per_epoch, "once an epoch")
+    if task == "text":
+        fill("evaluate.max_new_tokens", CONTINUED, "texts are gone on with for a few sentences")
     fill(
         "evaluate.max_new_tokens",
         min(model.context, math.ceil(1.5 * data.longest_answer) + 8),

@@ -43,12 +43,12 @@ def advise(rows: int, task: tuple[str, str], looked: Sequence[Conversation]) -> 
         looked: some of the rows.
     """
     count = f"{rows:,} training rows"
-    if rows < PROMPT_ROWS:
-        says = "Write a prompt with a few of these rows as examples first; tuning needs more rows."
-        return Advice("prompt", says, (count,))
     if not looked:
         says = "Plain text teaches how it sounds and what it is about, not to answer questions."
         return Advice("tune", says, (count, "no questions and answers"))
+    if rows < PROMPT_ROWS:
+        says = "Write a prompt with a few of these rows as examples first; tuning needs more rows."
+        return Advice("prompt", says, (count,))
     facts = sum(map(_is_fact, looked))
     if task[0] == "qa" or facts > MOST * len(looked):
         told = task[1] if task[0] == "qa" else f"{facts} of {len(looked)} answers are short facts"

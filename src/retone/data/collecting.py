@@ -64,7 +64,7 @@ def collect_samples(data: DataSection, spool: Spool, tick: Tick) -> SampleTable:
     for at, source in enumerate([*tests, *data.sources("train")]):
         ledger = Ledger(source.path)
         ledgers.append(ledger)
-        for sample in _accounted(source, data, ledger, bad, is_test=at < len(tests)):
+        for sample in _accounted(source, data, ledger, bad):
             spool.append(sample)
             facts.add(sample, at)
             if len(spool) % TOLD_EVERY == 0:
@@ -137,7 +137,7 @@ class _Facts:
 
 
 def _accounted(
-    source: SourceSection, data: DataSection, ledger: Ledger, bad: BadRows, *, is_test: bool
+    source: SourceSection, data: DataSection, ledger: Ledger, bad: BadRows
 ) -> Iterator[Trainable]:
     """The samples of a source that can be trained or tested on; the others are counted."""
     mine = BadRows()
@@ -146,8 +146,6 @@ def _accounted(
         trained = as_trained(sample)
         if trained is None:
             ledger.drop("rejected-only", sample, "no chosen answer")
-        elif is_test and not isinstance(trained, Conversation):
-            ledger.drop("not-a-conversation", sample, "plain text has no answer to test")
         else:
             yield trained
     if mine.count:

@@ -34,6 +34,7 @@ ASKED_FOR = (
     "over-weight",
     "rejected-only",
     "not-a-conversation",
+    "not-plain-text",
     "also-in-validation",
 )
 REPEATS = ("duplicate", "near-duplicate", "also-in-test")

@@ -110,6 +110,7 @@ def prepare_data(
     with Spool(folder / "samples.jsonl") as spool:
         table = collect_samples(data, spool, tick)
     _require_training_rows(table)
+    table.choose_tests(data.task)
     _drop_repeats(table, data, tick)
     _sample(table, data, seed)
     rank = ranks(table.keys, seed)

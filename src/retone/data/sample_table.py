@@ -38,6 +38,7 @@ class SampleTable:
         words: words of the answer, or of a document.
         sources: index into the ledgers.
         chats: conversations, not documents.
+        text: the task is plain text, and documents are tested on; otherwise conversations are.
         likes: equal for samples that repeat each other; each its own until that is known.
         sides: index into SPLITS, or -1 for a sample that is dropped.
     """
@@ -55,6 +56,7 @@ class SampleTable:
     words: NDArray[np.uint32]
     sources: NDArray[np.uint32]
     chats: Flags
+    text: bool = field(init=False, default=False)
     likes: Groups = field(init=False)
     sides: NDArray[np.int8] = field(init=False)
 
@@ -82,12 +84,24 @@ class SampleTable:
             shown = self.spool.samples(mine[:KEPT_EXAMPLES].tolist())
             ledger.examples[reason] = [f"{s.source}, row {s.row}: {detail}" for s in shown]
 
+    def choose_tests(self, task: str) -> None:
+        """Drop the test samples that cannot be tested on; the training rows decide `auto`."""
+        self.text = task == "text" or (
+            task == "auto" and not bool(self.chats[self.on("train")].any())
+        )
+        unfit = self.on("test") & (self.chats if self.text else ~self.chats)
+        if self.text:
+            self.drop(unfit, "not-plain-text", "the other rows are plain text")
+        else:
+            self.drop(unfit, "not-a-conversation", "plain text has no answer to test")
+
     def hold_out(self, split: str, fraction: float, rank: Hashes, groups: Groups) -> None:
         """Move a share of the training samples, whole groups, to another split.
 
         What repeats a held-out sample in another group is dropped.
         """
-        rest = np.flatnonzero(self.on("train") & (self.chats | (split == "validation")))
+        fit = (self.chats != self.text) | (split == "validation")
+        rest = np.flatnonzero(self.on("train") & fit)
         held = rest[held_out(rank[rest], groups[rest], fraction)]
         self.sides[held] = SPLITS.index(split)
         self.drop_touching(split)
@@ -101,7 +115,8 @@ class SampleTable:
         """Drop the test samples whose prompt the template cannot write."""
         rows = np.flatnonzero(self.on("test")).tolist()
         for index, sample in zip(rows, self.spool.samples(rows), strict=True):
-            assert isinstance(sample, Conversation)  # nothing else is held out for the test
+            if not isinstance(sample, Conversation):
+                continue
             try:
                 template.render(sample.prompt, tools=sample.tools, add_generation_prompt=True)
             except RowRejected as rejected:

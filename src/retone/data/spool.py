@@ -55,6 +55,12 @@ def read_rows(path: Path, most: int | None = None) -> list[Conversation]:
         return list(islice(chats, most))
 
 
+def read_texts(path: Path) -> list[Document]:
+    """The plain texts in a file of such lines; conversations are left out."""
+    with path.open("rb") as lines:
+        return [sample for sample in map(from_line, lines) if isinstance(sample, Document)]
+
+
 class Spool:
     """A file of samples, written once from front to end and then read by their numbers.
 

@@ -84,6 +84,21 @@ class Engine:
         with self.answering(tuned=False):
             return self._respond(prompts, sampling)
 
+    def continued(
+        self, prompts: Sequence[Messages], sampling: Sampling, *, tuned: bool
+    ) -> list[Answer]:
+        """What the model goes on with behind each prompt's last words, without any template."""
+        encoded = []
+        for messages in prompts:
+            ids = self.tokenizer(messages[-1].content, verbose=False)["input_ids"]
+            encoded.append(tuple(ids[:-1] if ids[-1] in self.template.stop_ids else ids))
+
+        def parse(ids: list[int]) -> str:
+            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+        with self.answering(tuned=tuned):
+            return self._answers(encoded, sampling, parse)
+
     def stream(
         self, messages: Messages, sampling: Sampling, *, tuned: bool = True
     ) -> Generator[str]:
@@ -117,6 +132,14 @@ class Engine:
 
     def _respond(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
         encoded = [self.template.prompt_ids(messages) for messages in prompts]
+        return self._answers(encoded, sampling, self.template.parse)
+
+    def _answers(
+        self,
+        encoded: Sequence[tuple[int, ...]],
+        sampling: Sampling,
+        parse: Callable[[list[int]], str],
+    ) -> list[Answer]:
         answers: dict[int, Answer] = {}
         for picked in self._batches([len(ids) for ids in encoded]):
             rows = [encoded[index] for index in picked]
@@ -124,8 +147,10 @@ class Engine:
             ids, mask = self._padded(rows, shared)
             output = self._generate(ids, mask, sampling, shared=shared)[:, ids.shape[1] :]
             for index, row in zip(picked, output.tolist(), strict=True):
-                answers[index] = self._parse(row)
-        return [answers[index] for index in range(len(prompts))]
+                ends = [at for at, token in enumerate(row) if token in self.template.stop_ids]
+                ids = row[: ends[0] + 1] if ends else row
+                answers[index] = Answer(parse(ids), len(ids), bool(ends))
+        return [answers[index] for index in range(len(encoded))]
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """Indices of prompts that are answered together: neighbours in length, to pad little.
@@ -140,11 +165,6 @@ class Engine:
         for group in groups:
             for start in range(0, len(group), self.batch_size):
                 yield group[start : start + self.batch_size]
-
-    def _parse(self, ids: list[int]) -> Answer:
-        ends = [place for place, token in enumerate(ids) if token in self.template.stop_ids]
-        length = ends[0] + 1 if ends else len(ids)
-        return Answer(self.template.parse(ids[:length]), length, bool(ends))
 
     def _shared_prefix(self, rows: Sequence[tuple[int, ...]]) -> int:
         """Leading tokens that are computed once for all rows; the last token is each row's own."""

@@ -20,11 +20,11 @@ import filelock
 from retone import __version__, console
 from retone.chat_template import ChatTemplate, RowRejected
 from retone.config import Recipe, SourceSection
-from retone.conversation import Conversation, Message
+from retone.conversation import Message
 from retone.data.collecting import as_trained, read_samples
 from retone.data.preparing import PreparedData, prepare_data
 from retone.data.sources import BadRows, source_sha256
-from retone.data.spool import read_rows
+from retone.data.spool import Trainable, read_rows
 from retone.data.tasks import LOOKED_AT, found_task
 from retone.errors import InputError
 from retone.models.adapters import ADAPTER, read_part
@@ -48,7 +48,7 @@ from retone.workflows.diagnosis import allowed, diagnose
 
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sacrebleu")
 SOURCED: tuple[Literal["train", "test", "against"], ...] = ("train", "test", "against")
-NOT_PREPARED = ("task", "showcase", "allow", "bad_rows")  # fields that make no other rows
+NOT_PREPARED = ("showcase", "allow", "bad_rows")  # fields that make no other rows
 CHECKERS = ("lingua",)  # packages that may be missing
 KEPT_PREPARED = 8  # prepared data of so many recipes is kept; runs have their own names for it
 
@@ -151,14 +151,14 @@ def another_test(recipe: Mapping[str, Any], path: str) -> SourceSection:
     return data.sources("test")[0]
 
 
-def read_conversations(recipe: Mapping[str, Any], source: SourceSection) -> list[Conversation]:
-    """The conversations of a test source; InputError that counts all rows that cannot be used."""
+def read_samples_of(recipe: Mapping[str, Any], source: SourceSection) -> list[Trainable]:
+    """The samples of a test source; InputError that counts all rows that cannot be used."""
     bad = BadRows()
     _, samples = read_samples(source, Recipe.model_validate(recipe).data, bad)
     found = [as_trained(sample) for sample in samples]
     if bad.count:
         raise bad.problems()
-    return [row for row in found if isinstance(row, Conversation)]
+    return [sample for sample in found if sample is not None]
 
 
 def require_packages(recipe: Recipe) -> None:

@@ -13,8 +13,9 @@ from rich.markup import escape
 
 from retone import console
 from retone.config import SourceSection
-from retone.conversation import Conversation, Message
+from retone.conversation import Conversation, Document, Message
 from retone.data.sources import source_sha256
+from retone.data.spool import read_texts
 from retone.data.tasks import LOOKED_AT
 from retone.errors import CheckFailed, InputError, nearest
 from retone.evaluation.candidates import Candidate, answer_all, candidates
@@ -22,6 +23,8 @@ from retone.evaluation.groups import group_scores
 from retone.evaluation.metrics import METRICS, Metric, RowScores, row_scores, sentence_scores
 from retone.evaluation.statistics import Difference, adjust, difference, score
 from retone.evaluation.style import written_instruction
+from retone.evaluation.texts import METRICS as TEXT_METRICS
+from retone.evaluation.texts import in_two, text_candidates
 from retone.evaluation.verdict import verdict
 from retone.inference.engine import Answer
 from retone.run_dir import (
@@ -34,7 +37,7 @@ from retone.run_dir import (
     write_json,
     write_jsonl,
 )
-from retone.workflows.create import another_test, read_conversations, require_rows
+from retone.workflows.create import another_test, read_samples_of, require_rows
 from retone.workflows.load import Tuned, load, read_split
 from retone.workflows.report import write_report
 
@@ -44,6 +47,7 @@ HEADLINE = {
     "chat": "chrf",
     "qa": "keyword_recall",
     "structured": "json_fields",
+    "text": "perplexity",
 }
 
 
@@ -83,8 +87,7 @@ def evaluate(run: Run, *, test: str | None = None, offline: bool = False) -> Eva
     started = time.perf_counter()
     recipe = read_json(run.resolved)["recipe"]
     source = another_test(recipe, test) if test else None
-    rows = read_conversations(recipe, source) if source else read_split(run, "test")
-    rows = rows[: recipe["evaluate"]["limit"]]
+    rows = _rows(run, recipe, source)[: recipe["evaluate"]["limit"]]
     require_rows(len(rows), "test")
     folder = run.evaluation(_folder_name(source) if source else "")
     tuned = load(run, offline=offline)
@@ -199,6 +202,17 @@ TERMINAL_METRICS = (
 )  # fmt: skip
 
 
+def _rows(run: Run, recipe: Mapping[str, Any], source: SourceSection | None) -> list[Conversation]:
+    """The test rows; plain texts as what is shown of them and what is to follow."""
+    text = recipe["data"]["task"] == "text"
+    if source is None:
+        return in_two(read_texts(run.split("test"))) if text else read_split(run, "test")
+    samples = read_samples_of(recipe, source)
+    if text:
+        return in_two([sample for sample in samples if isinstance(sample, Document)])
+    return [sample for sample in samples if isinstance(sample, Conversation)]
+
+
 def _headline(task: str, tuned: Mapping[str, RowScores]) -> str:
     """The task's metric; chrF where the rows do not carry what that needs."""
     name = HEADLINE[task]
@@ -228,6 +242,8 @@ def _candidates(run: Run, tuned: Tuned, task: str, instruction: str) -> list[Can
     base = fingerprint(manifest["base"]["sha256"], settings, manifest["machine"]["device"])
     weights = [file_sha256(file) for file in sorted(run.tuned.glob("*.safetensors"))]
     after = fingerprint(base, weights)
+    if task == "text":
+        return text_candidates(tuned.engine, base=base, tuned=after)
     return candidates(tuned.engine, task=task, instruction=instruction, base=base, tuned=after)
 
 
@@ -257,12 +273,14 @@ def _answer_and_score(
             )  # fmt: skip
             given = answers[candidate.name][: len(rows)]
             likelihood = candidate.likelihood
+            text = tuned.resolved.recipe.data.task == "text"
             scores[candidate.name] = row_scores(
                 [answer.text for answer in given],
                 references,
                 keywords=keywords if any(keywords) else None,
                 stopped=[answer.stopped for answer in given] if likelihood else None,
                 likelihoods=likelihood(rows) if likelihood else None,
+                only=TEXT_METRICS if text else None,
             )
     return answers, scores
 

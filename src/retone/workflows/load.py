@@ -52,6 +52,7 @@ class Tuned:
 
     def __init__(self, engine: Engine, resolved: Resolved) -> None:
         self.engine = engine
+        self.resolved = resolved
         self.system = resolved.recipe.data.system
         self._sampling = Sampling(max_new_tokens=resolved.recipe.evaluate.max_new_tokens or 256)
 
