@@ -6,6 +6,7 @@ python docs/generate.py --check    names what is stale and exits 1
 docs/cli.md            the help of every verb, and every recipe field
 docs/dependencies.md   pyproject.toml, docs/dependencies.toml, tables/models.toml
 docs/findings.md       the table of retone/data/findings.py
+docs/methods.md        the tables of methods, types and presets, and the proofs of both
 docs/results.md        every proof/results/*.json and benchmarks/results/*.json
 README.md              the lines between the results markers, from the same files
 """
@@ -29,6 +30,7 @@ from typer.main import get_command
 from evidence import MADE_BY, read_proofs, results_block, results_page
 from findings_table import findings_page
 from format_table import accounts, formats_page
+from methods_table import methods_page
 from retone.cli import app, main
 from retone.config import Recipe, SourceSection
 from retone.models.locate import model_table
@@ -190,6 +192,7 @@ def documents(root: Path) -> dict[Path, str]:
         root / "README.md": before + block + after,
         root / "docs" / "cli.md": cli_page(),
         root / "docs" / "dependencies.md": dependencies_page(root),
+        root / "docs" / "methods.md": methods_page(proofs),
         root / "docs" / "results.md": results_page(proofs, benchmarks),
     }
 

@@ -144,7 +144,7 @@ METHOD_FIELDS: dict[str, tuple[Kind, ...]] = {
     "rank": ("lora",),
     "alpha": ("lora",),
     "dropout": ("lora", "bottleneck"),
-    "targets": ("lora", "ia3"),
+    "targets": ("lora",),
     "bias": ("lora",),
     "train_also": ("lora",),
     "rslora": ("lora",),
@@ -176,8 +176,8 @@ class MethodSection(Section):
     dropout: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     """lora, bottleneck: dropout on the adapters' input."""
     targets: str | list[str] | None = None
-    """lora, ia3: modules that get an adapter: all-linear, a regular expression, or a list of
-    names; left out: all linear layers (lora), those that peft names for the family (ia3)."""
+    """lora: modules that get an adapter: all-linear, a regular expression, or a list of names;
+    left out: all linear layers."""
     bias: Literal["none", "all", "lora_only"] = "none"
     """lora: which biases are trained as well."""
     train_also: list[str] = Field(default_factory=list)

@@ -1,0 +1,131 @@
+"""docs/methods.md: what can be trained, the types and presets, and what a proof run measured."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from evidence import MADE_BY
+from retone.config import METHOD_FIELDS
+from retone.models.methods import METHODS
+
+TABLES = Path(str(files("retone") / "tables"))
+INTRODUCTION = """\
+`method.kind` says what of the model is trained; there is one training loop for all. Whatever is
+trained is kept in float32. `model.quantization` packs the frozen weights under an adapter: `nf4`
+with `lora` is what is called QLoRA."""
+TRAINS = {
+    "lora": "low-rank matrices beside linear layers",
+    "full": "all weights",
+    "last_layers": "output head, final norm, the last `method.layers` decoder layers",
+    "unfreeze": "the same first, then `method.layers` more at a time, until all are trained",
+    "ia3": "scales of keys, values and feed-forward outputs",
+    "prefix": "keys and values of positions before the prompt",
+    "prompt": "embeddings of positions before the prompt",
+    "bottleneck": "small layers behind feed-forward layers, and attention (`houlsby`)",
+}
+SAVED = {
+    "adapter": "peft adapter",
+    "model": "whole model",
+    "bottleneck": "bottlenecks, for retone alone",
+}
+
+
+def methods_page(proofs: Mapping[str, Mapping[str, Any]]) -> str:
+    """docs/methods.md from the tables of the package and the committed proofs."""
+    lines = ["# Methods", MADE_BY, "", INTRODUCTION, "", *_kinds(), ""]
+    lines += ["## Measured", "", *_measured(proofs.get("methods")), ""]
+    lines += ["## Types by device", "", *_types(_table("precision")), ""]
+    lines += ["## Presets", "", *_presets(_table("presets"), proofs.get("presets"))]
+    return "\n".join(lines) + "\n"
+
+
+def _table(name: str) -> dict[str, Any]:
+    return tomllib.loads((TABLES / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def _kinds() -> Iterator[str]:
+    yield "| `method.kind` | trains | saved as | merges | its fields |"
+    yield "|---|---|---|---|---|"
+    for kind, method in METHODS.items():
+        fields = ", ".join(f"`{name}`" for name, kinds in METHOD_FIELDS.items() if kind in kinds)
+        merges = "yes" if method.merges else "no"
+        yield f"| `{kind}` | {TRAINS[kind]} | {SAVED[method.saved_as]} | {merges} | {fields} |"
+
+
+def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
+    if proof is None:
+        yield "No proof run of all methods is committed yet."
+        return
+    machine = proof["machine"]
+    yield (
+        "The bundled Yoda rows (525, 96 held out), SmolLM2-135M-Instruct as its Q4_1 GGUF unpacks, "
+        f"{machine['name']} with {machine['cores']} cores, {proof['date']}, commit "
+        f"{proof['commit']}; with the presets, but where settings are given. BLEU of held-out rows "
+        "with its 95 % interval; copying the prompt scores "
+        f"{next(iter(proof['methods'].values()))['copy']:.1f}."
+    )
+    yield ""
+    yield "| method | settings | trained | BLEU | peak memory | training | file |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, row in proof["methods"].items():
+        bleu = row["bleu"]
+        settings = ", ".join(f"`{each}`" for each in row["settings"])
+        yield (
+            f"| {name} | {settings} | {100 * row['trained'] / row['total']:.2f} % "
+            f"| {bleu['value']:.1f} ({bleu['low']:.1f} to {bleu['high']:.1f}) "
+            f"| {row['peak_bytes'] / 1e9:.1f} GB | {row['minutes']:.1f} min "
+            f"| {row['saved_bytes'] / 1e6:.1f} MB |"
+        )
+
+
+def _types(table: Mapping[str, Any]) -> Iterator[str]:
+    yield '`model.dtype = "auto"` takes the first row that fits.'
+    yield ""
+    yield "| device | compute capability | type | because | source |"
+    yield "|---|---|---|---|---|"
+    for row in table["type"]:
+        least = f"{row['capability']:.1f} or more" if row.get("capability") else ""
+        yield f"| {row['device']} | {least} | {row['dtype']} | {row['because']} | {row['source']} |"
+    family = table["not_in_float16"]
+    names = ", ".join(f"`{name}`" for name in family["model_types"])
+    yield ""
+    yield f"Never in float16: {names}. {family['because'].capitalize()} ({family['source']})."
+
+
+def _presets(table: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> Iterator[str]:
+    size = f"{table['small_parameters'] / 1e6:.0f}M parameters"
+    yield "What a recipe gets that leaves `train.learning_rate` and `train.epochs` out."
+    yield ""
+    yield f"| `method.kind` | under {size} | above | source |"
+    yield "|---|---|---|---|"
+    for row in table["rate"]:
+        kinds = ", ".join(f"`{kind}`" for kind in row["kinds"])
+        yield f"| {kinds} | {row['small']:g} | {row['large']:g} | {row['source']} |"
+    yield ""
+    epochs = [f"{row['epochs']:g} up to {row['rows']:,} rows" for row in table["epochs"][:-1]]
+    yield f"Epochs: {', '.join(epochs)}, {table['epochs'][-1]['epochs']:g} above."
+    yield ""
+    if sweep is None:
+        yield "No sweep is committed yet."
+        return
+    rates = sorted({cell["learning_rate"] for cell in sweep["cells"].values()})
+    yield "Held-out BLEU of LoRA by learning rate, style and number of training rows:"
+    yield ""
+    yield f"| style | rows | epochs | copied | {' | '.join(f'{rate:g}' for rate in rates)} |"
+    yield "|---" * (4 + len(rates)) + "|"
+    rows: dict[tuple[str, int], dict[float, Any]] = {}
+    for cell in sweep["cells"].values():
+        rows.setdefault((cell["style"], cell["rows"]), {})[cell["learning_rate"]] = cell
+    for (style, count), by_rate in rows.items():
+        first = next(iter(by_rate.values()))
+        scores = (
+            f"{by_rate[rate]['bleu']['value']:.1f}" if rate in by_rate else "" for rate in rates
+        )
+        yield (
+            f"| {style} | {count} | {first['epochs']:g} | {first['copy']:.1f} "
+            f"| {' | '.join(scores)} |"
+        )

@@ -1,0 +1,95 @@
+"""The presets against a small sweep: 3 learning rates x 3 data sizes x 2 styles, LoRA.
+
+Yoda is the bundled set; the other style turns verses of the Bible in Basic English (1949) into
+those of the King James Version. What a cell scores is recorded at once, so that a sweep
+that was stopped goes on; RETONE_SWEEP=fresh begins again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from record import RESULTS, record
+from retone.presets import epochs_for
+from test_recipes import run
+
+VERSES = (
+    Path(__file__).resolve().parents[2]
+    / "shared" / "data" / "style" / "public_kjv_bbe_web_ylt_2000.jsonl"
+)  # fmt: skip
+RATES = (3e-4, 1e-3, 3e-3)
+SIZES = (100, 300, 600)
+STYLES = ("yoda", "verses")
+NEAR = 0.95  # of the best score of its row of the grid
+
+
+def cells() -> dict[str, Any]:
+    stored = RESULTS / "presets.json"
+    if os.environ.get("RETONE_SWEEP") == "fresh" or not stored.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(stored.read_text())["cells"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all runs, with the verses as pairs."""
+    work = tmp_path_factory.mktemp("presets")
+    if VERSES.is_file():
+        rows = [json.loads(line) for line in VERSES.read_text("utf-8").splitlines()]
+        pairs = [{"prompt": row["bbe"], "completion": row["kjv"]} for row in rows]
+        for name, part in (("test", pairs[:120]), ("train", pairs[120:])):
+            lines = (json.dumps(pair) + "\n" for pair in part)
+            (work / f"{name}.jsonl").write_text("".join(lines), "utf-8")
+        (work / "verses.toml").write_text(
+            '[data]\ntrain = "train.jsonl"\ntest = "test.jsonl"\ntask = "rewrite"\n'
+            'system = "Rewrite the verse as the King James Bible would say it."\n'
+            'allow = ["leak"]\n'
+        )
+    return work
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("style", STYLES)
+def test_cell(style: str, size: int, rate: float, folder: Path) -> None:
+    if style == "verses" and not VERSES.is_file():
+        pytest.skip(f"no verses in {VERSES}")
+    key, known = f"{style} {size} {rate:g}", cells()
+    if key in known:
+        return
+    path = "bundled:yoda/train.jsonl" if style == "yoda" else str(folder / "train.jsonl")
+    rows = 525 if style == "yoda" and size > 525 else size  # all there are
+    epochs = epochs_for(rows)[0]
+    result = run(
+        folder, "yoda" if style == "yoda" else "verses.toml",
+        "--name", f"{style}-{size}-{rate:g}", "--epochs", str(epochs),
+        "--set", f'data.train=[{{path="{path}", sample={rows}}}]',
+        "--set", f"train.learning_rate={rate}",
+    )  # fmt: skip
+    bleu = result["scores"]["tuned"]["bleu"]
+    known[key] = {
+        "style": style, "rows": rows, "learning_rate": rate, "epochs": epochs, "bleu": bleu,
+        "copy": result["scores"]["copy"]["bleu"]["value"],
+        "base": result["scores"]["base"]["bleu"]["value"],
+    }  # fmt: skip
+    record("presets", {"cells": known})
+    assert bleu["value"] is not None
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("style", STYLES)
+def test_the_preset_is_near_the_best(style: str, size: int) -> None:
+    """The rate of tables/presets.toml scores within 5 % of the best of its row."""
+    known = cells()
+    row = {rate: known.get(f"{style} {size} {rate:g}") for rate in RATES}
+    if not all(row.values()):
+        pytest.skip("the sweep is not complete")
+    scores = {rate: cell["bleu"]["value"] for rate, cell in row.items() if cell}
+    assert scores[1e-3] >= NEAR * max(scores.values())
