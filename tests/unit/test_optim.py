@@ -17,6 +17,7 @@ from retone.data.batching import collate
 from retone.errors import MachineError
 from retone.models.adapters import lora
 from retone.models.layers import Opening, full
+from retone.models.methods import METHODS
 from retone.models.precision import mixed_precision
 from retone.training.checkpoint import (
     Progress,
@@ -236,19 +237,36 @@ def test_whole_half_precision_layers_are_cast_and_adapters_are_not() -> None:
     assert mixed_precision(single) == "fp16"
 
 
-def test_full_training_in_bf16_is_that_in_fp32_to_one_percent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_training_in_half_precision_follows_float32(
+    kind: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     ends = []
-    for dtype in (torch.float32, torch.bfloat16):
-        model = tiny.model(initializer_range=0.2).to(dtype)
-        model.config.dtype = dtype
+    for number in (torch.float32, dtype):
+        model = tiny.model(initializer_range=0.2).to(number)
+        model.config.dtype = number
+        method = MethodSection(kind=kind)  # type: ignore[arg-type]
         found: list[float] = []
+        torch.manual_seed(0)
         fit(
-            full(model, MethodSection(kind="full")), FitData(tiny.rows(24), [], 0),
-            settings(batch_size=8, learning_rate=1e-3), 6, method=MethodSection(kind="full"),
-            objective=ObjectiveSection(kind="sft"), checkpoints=tmp_path / str(dtype),
-            metrics=tmp_path / f"{dtype}.jsonl",
+            METHODS[kind].prepare(model, method), FitData(tiny.rows(24), [], 0),
+            settings(batch_size=8, learning_rate=1e-3), 6, method=method,
+            objective=ObjectiveSection(kind="sft"), checkpoints=tmp_path / str(number),
+            metrics=tmp_path / f"{number}.jsonl",
             listen=lambda line, to=found: to.append(line["loss"]),
         )  # fmt: skip
         ends.append(found)
     assert ends[1] == pytest.approx(ends[0], rel=0.01)
     assert ends[1] != ends[0]
+
+
+def test_the_loss_scale_of_float16_is_in_the_checkpoint(tmp_path: Path) -> None:
+    """It starts at 65,536 and is halved at each overflow; a resumed run starts where it was."""
+    model = full(tiny.model(), MethodSection(kind="full"))
+    optimizer = make_optimizer(model, settings())
+    scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    save_checkpoint(tmp_path, trained_parameters(model), optimizer, scaler, Progress(step=1))
+    again = torch.amp.GradScaler("cpu")
+    load_checkpoint(tmp_path, trained_parameters(model), optimizer, again)
+    assert again.get_scale() == 512.0

@@ -1,0 +1,94 @@
+"""What needs a CUDA device: types, packed bases, paged optimizers, layers computed twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from retone.config import MethodSection, ObjectiveSection, TrainSection
+from retone.models.loading import load_base
+from retone.models.methods import METHODS
+from retone.planning import probe_machine
+from retone.presets import type_for
+from retone.training.loop import FitData, fit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base whose layers are wide enough to be packed."""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
+    return tiny.folder(tmp_path_factory.mktemp("base"), **sizes)
+
+
+def losses(folder: Path, out: Path, base: dict[str, Any], **train: Any) -> list[float]:
+    """Of a few steps on the GPU."""
+    torch.manual_seed(0)
+    kind = train.pop("kind", "lora")
+    method = MethodSection(kind=kind)
+    given = {"dtype": "float32", "attention": "sdpa", "device": "cuda", **base}
+    model = METHODS[kind].prepare(load_base(folder, **given), method)
+    found: list[float] = []
+    settings = {"batch_size": 8, "learning_rate": 5e-3, "warmup_steps": 0, **train}
+    fit(
+        model, FitData(tiny.rows(32), tiny.rows(4, seed=1), 0), TrainSection(**settings), STEPS,
+        method=method, objective=ObjectiveSection(kind="sft"), checkpoints=out / "checkpoints",
+        metrics=out / "metrics.jsonl", listen=lambda line: found.append(line["loss"]),
+    )  # fmt: skip
+    return found
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_follows_float32(
+    dtype: str, kind: str, folder: Path, tmp_path: Path
+) -> None:
+    exact = losses(folder, tmp_path / "exact", {}, kind=kind, learning_rate=1e-3)
+    half = losses(folder, tmp_path / "half", {"dtype": dtype}, kind=kind, learning_rate=1e-3)
+    assert half == pytest.approx(exact, rel=0.02)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_packed_bases_learn(quantization: str, dtype: str, folder: Path, tmp_path: Path) -> None:
+    base = {"quantization": quantization, "dtype": dtype}
+    found = losses(folder, tmp_path, base, epochs=None)
+    assert found[-1] < found[0] - 0.05
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit", "lion", "muon"])
+def test_optimizers_learn(optimizer: str, folder: Path, tmp_path: Path) -> None:
+    rate = 5e-4 if optimizer == "lion" else 5e-3
+    found = losses(folder, tmp_path, {}, optimizer=optimizer, learning_rate=rate)
+    assert found[-1] < found[0] - 0.05
+
+
+def test_checkpointing_changes_no_loss_and_takes_less(folder: Path, tmp_path: Path) -> None:
+    plain = losses(folder, tmp_path / "plain", {})
+    twice = losses(folder, tmp_path / "twice", {}, gradient_checkpointing=True)
+    assert twice == pytest.approx(plain, rel=1e-4)
+
+
+def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
+    whole = losses(folder, tmp_path / "whole", {"dtype": "float16"}, save_every=2)
+    resumed = losses(folder, tmp_path / "whole", {"dtype": "float16"}, save_every=2)
+    assert resumed == []
+    assert len(whole) == STEPS
+
+
+def test_this_device_has_a_type() -> None:
+    machine = probe_machine()
+    assert machine.device == "cuda"
+    assert machine.capability >= 3.5
+    dtype, because = type_for("cuda", machine.capability, "llama")
+    assert (dtype == "bfloat16") == torch.cuda.is_bf16_supported(including_emulation=False)
+    assert because
