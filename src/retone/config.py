@@ -194,7 +194,7 @@ class MethodSection(Section):
     (Büyükakyüz 2024, arXiv:2406.01775) move the base's weights; they are saved as plain LoRA."""
     layers: Annotated[int, Field(gt=0)] = 4
     """last_layers: decoder layers trained; unfreeze: decoder layers opened together."""
-    open_until: Annotated[Finite, Field(gt=0, le=1)] = 0.5
+    open_until: Annotated[Finite, Field(gt=0, lt=1)] = 0.5
     """unfreeze: share of the run after which every layer is trained."""
     virtual_tokens: Annotated[int, Field(gt=0)] = 20
     """prefix, prompt: learned positions before the prompt."""
@@ -261,9 +261,9 @@ class TrainSection(Section):
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
     beta1: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
-    """Decay of the gradients' running mean (adamw, lion, adafactor), or muon's momentum."""
+    """Decay of the gradients' running mean (adamw, lion); muon's momentum; not of adafactor."""
     beta2: Annotated[Finite, Field(ge=0, lt=1)] = 0.999
-    """Decay of the squared gradients' running mean; of lion: of the gradients' second mean."""
+    """Decay of the squared gradients' running mean (adamw); of lion: of the gradients' second."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this L2 norm."""
     neftune_alpha: Annotated[Finite, Field(ge=0)] = 0.0
@@ -332,8 +332,36 @@ class Recipe(Section):
                     f"method.init={method.init} moves the base's weights, which "
                     f"model.quantization={model.quantization} has packed: leave one of them out"
                 )
+            if method.kind == "ia3" or (method.dora and model.quantization == "int8"):
+                what = "ia3" if method.kind == "ia3" else "dora"
+                raise ValueError(
+                    f"{what} does not work on weights of model.quantization={model.quantization}"
+                )
+        if method.init != "zero" and (method.bias != "none" or method.train_also):
+            raise ValueError(
+                f"method.init={method.init} is saved as plain LoRA, which holds neither biases nor "
+                "whole modules: leave method.bias and method.train_also out"
+            )
+        if method.kind == "prefix" and self.train.gradient_checkpointing:
+            raise ValueError(
+                "method.kind=prefix fills the cache that train.gradient_checkpointing switches off"
+            )
+        text = "text" in (self.objective.kind, self.data.task)
+        if text and {self.objective.kind, self.data.task} - {"text", "auto"}:
+            raise ValueError(
+                f"objective.kind={self.objective.kind} and data.task={self.data.task} do not go "
+                "together: leave one of them out"
+            )
+        if model.adapter is None and model.adapter_use != "auto":
+            raise ValueError("model.adapter_use says how model.adapter is used: there is none")
         if model.adapter is not None:
-            if method.kind != "lora" or method.init != "zero" or method.dora or method.train_also:
+            if (
+                method.kind != "lora"
+                or method.init != "zero"
+                or method.bias != "none"
+                or method.dora
+                or method.train_also
+            ):
                 raise ValueError("model.adapter is gone on from by plain lora alone")
             if model.adapter_use == "merged" and model.quantization != "none":
                 raise ValueError(

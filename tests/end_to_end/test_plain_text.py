@@ -108,3 +108,31 @@ def test_a_test_file_holds_texts_and_what_does_not_fit_is_counted(
     capsys.readouterr()
     assert main(["evaluate", run.name, "--test", "chats.jsonl", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "no-rows"
+    run_json(capsys, "run", "my.toml", "--set", held, "--name", "other", "--epochs", "1")
+    capsys.readouterr()
+    assert main(["compare", run.name, "other", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "plain-text"
+
+
+def test_texts_too_short_to_judge_are_dropped(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": "a"}, {"text": "b"}, {"text": "A longer text on rain and windows, and why."}]
+    (work / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run_json(capsys, "run", "my.toml", "--test", "held.jsonl")
+    assert result["scores"]["tuned"]["perplexity"]["n"] == 1
+    sources = read_json(Run(Path(result["run"])).ledger)["sources"]
+    assert {"nothing-trained": 2} in [source["dropped"] for source in sources]
+    again = run_json(capsys, "evaluate", "latest", "--test", "held.jsonl")
+    assert again["scores"]["tuned"]["perplexity"]["value"] == pytest.approx(
+        result["scores"]["tuned"]["perplexity"]["value"], rel=1e-6
+    )
+
+
+def test_an_objective_that_does_not_fit_the_rows_is_an_error(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "my.toml", "--set", "objective.kind=sft", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "plain-text"
+    assert "objective.kind" in error["remedy"]

@@ -22,7 +22,8 @@ import tiny
 from retone.batch import EncodedRow
 from retone.config import MethodSection, ObjectiveSection, TrainSection
 from retone.data.batching import collate
-from retone.models.adapters import initial_part
+from retone.errors import InputError
+from retone.models.adapters import initial_part, own_part
 from retone.models.loading import load_base
 from retone.models.locate import LocatedModel
 from retone.models.methods import METHODS, Parameters, count_parameters
@@ -321,6 +322,77 @@ def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
         alone = trained(name, folder, tmp_path / name)
         for found in both:
             assert found[name] == pytest.approx(alone, rel=1e-5), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["lora", "lora and a whole module", "full", "ia3", "prompt"])
+def test_half_precision_trains_and_answers(
+    name: str, dtype: str, folder: Path, tmp_path: Path
+) -> None:
+    """In the fast path and in the plain one, and again from what was saved."""
+
+    def half(path: Path) -> Any:
+        return load_base(path, dtype=dtype, attention="eager", device="cpu")
+
+    found = []
+    for fast in (True, False):
+        torch.manual_seed(3)
+        model = METHODS[method(name).kind].prepare(half(folder), method(name))
+        losses: list[float] = []
+        fit(
+            model, FitData(tiny.rows(24), [], 0),
+            TrainSection(batch_size=8, learning_rate=1e-2, warmup_steps=0, fast=fast), STEPS,
+            method=method(name), objective=ObjectiveSection(kind="sft"),
+            checkpoints=tmp_path / f"{fast}", metrics=tmp_path / f"{fast}.jsonl",
+            listen=lambda line, to=losses: to.append(line["loss"]),
+        )  # fmt: skip
+        found.append(losses)
+    assert found[0] == pytest.approx(found[1], rel=0.01)
+    assert len(set(found[0])) == STEPS
+    out = tmp_path / "tuned"
+    out.mkdir()
+    save_tuned(
+        model, method(name), located(folder), out, dtype=dtype,
+        tokenizer=tiny.tokenizer(), template=tiny.CHATML, parts=(),
+    )  # fmt: skip
+    again = load_tuned(out, located(folder), half)
+    ids = torch.arange(20, 32).unsqueeze(0)
+    said = again.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=4)
+    assert said.shape[1] <= 16
+    with again.disable_adapter(), torch.no_grad():
+        untuned = again(input_ids=ids).logits.float()
+    torch.testing.assert_close(untuned[:, -12:], logits(loaded(folder)), rtol=0.1, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        ({"targets": "*proj"}, "no-target"),
+        ({"targets": ["nothing"]}, "no-target"),
+        ({"train_also": ["nothing"]}, "no-module"),
+    ],
+)
+def test_names_that_match_nothing_are_errors(
+    settings: dict[str, Any], code: str, folder: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        METHODS["lora"].prepare(loaded(folder), MethodSection(**settings))
+    assert caught.value.code == code
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_what_cannot_be_added_up_is_refused(folder: Path) -> None:
+    model = METHODS["lora"].prepare(loaded(folder), MethodSection(targets=["embed_tokens"]))
+    with pytest.raises(InputError, match="linear layers"):
+        own_part(model)
+
+
+def test_packed_weights_are_not_trained(folder: Path) -> None:
+    packed = loaded(folder, "nf4")
+    with pytest.raises(InputError, match="packed weights"):
+        METHODS["full"].prepare(packed, MethodSection(kind="full"))
+    with pytest.raises(InputError, match="cannot be trained"):
+        METHODS["lora"].prepare(packed, MethodSection(train_also=["q_proj"]))
 
 
 if __name__ == "__main__":

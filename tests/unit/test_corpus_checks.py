@@ -194,8 +194,7 @@ def test_without_lingua_the_languages_are_not_checked(
 def test_many_held_out_rows_are_looked_for_in_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [row(number, f"{ENGLISH} {number}") for number in range(60)]
-    settings = {"deduplicate": "none", "eval_fraction": 0.5}
+    rows, settings = ROWS, {"eval_fraction": 0.5}
     for limit, said in ((1000, None), (5, "5 of 3")):
         monkeypatch.setattr(corpus_checks, "HELD_OUT", limit)
         folder = tmp_path / str(limit)
@@ -204,7 +203,10 @@ def test_many_held_out_rows_are_looked_for_in_part(
         assert ("leaks-sampled" in found) == (said is not None)
         if said:
             assert said in found["leaks-sampled"].message
+    exact = findings(tmp_path, {"train": rows}, deduplicate="exact", **settings)
+    assert "leaks-sampled" not in {each.code for each in exact}
     # Test rows that the user names are all looked for.
+    (tmp_path / "out").rename(tmp_path / "before")
     monkeypatch.setattr(corpus_checks, "HELD_OUT", 1)
     named = findings(tmp_path, files(rows, rows[:3]))
     assert "leaks-sampled" not in {each.code for each in named}

@@ -155,11 +155,17 @@ def test_noise_is_added_while_training_alone() -> None:
     assert torch.equal(model.get_input_embeddings()(ids), plain)
 
 
-def losses(tmp_path: Path, name: str, **given: Any) -> list[float]:
-    """Of six steps of a tiny LoRA."""
+def losses(tmp_path: Path, name: str, *, stop_at: int = 0, **given: Any) -> list[float]:
+    """Of six steps of a tiny LoRA; stopped by an error in the step `stop_at`."""
     torch.manual_seed(0)
     model = lora(tiny.model(initializer_range=0.2), MethodSection(rank=4))
     found: list[float] = []
+
+    def listen(line: dict[str, Any]) -> None:
+        found.append(line["loss"])
+        if line["step"] == stop_at:
+            raise ZeroDivisionError
+
     prefix = tuple(range(40, 49))  # shared by all rows
     rows = [
         type(row)(prefix + row.input_ids, (0.0,) * 9 + row.loss_weights) for row in tiny.rows(24)
@@ -168,10 +174,37 @@ def losses(tmp_path: Path, name: str, **given: Any) -> list[float]:
         model, FitData(rows, [], 0), settings(batch_size=8, **given), 6,
         method=MethodSection(), objective=ObjectiveSection(kind="sft"),
         checkpoints=tmp_path / name, metrics=tmp_path / f"{name}.jsonl",
-        listen=lambda line: found.append(line["loss"]),
+        listen=listen,
     )  # fmt: skip
     assert not model.is_activation_checkpointing
     return found
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_with_any_optimizer_resumes_exactly(name: str, tmp_path: Path) -> None:
+    given = {"optimizer": name, "save_every": 1, "weight_decay": 0.1}
+    whole = losses(tmp_path, "whole", **given)
+    with pytest.raises(ZeroDivisionError):
+        losses(tmp_path, "cut", stop_at=4, **given)
+    assert losses(tmp_path, "cut", **given) == whole[3:]
+    ends = [
+        sorted((tmp_path / which).glob("step_*"))[-1] / "weights.safetensors"
+        for which in ("whole", "cut")
+    ]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_schedule_reaches_every_part(name: str, tmp_path: Path) -> None:
+    """At a rate that falls to nothing at once, nothing more is learned."""
+    falls = {"optimizer": name, "learning_rate": 1e-12}
+    still = losses(tmp_path, "still", **falls)
+    again = losses(tmp_path, "again", optimizer=name)
+    assert again[0] == still[0]
+    assert again[-1] < still[-1] - 0.05
+    late = losses(tmp_path, "late", optimizer=name, warmup_steps=6)
+    assert late != pytest.approx(again, rel=1e-6)
 
 
 def test_checkpointing_changes_no_loss_and_noise_does(tmp_path: Path) -> None:

@@ -127,10 +127,23 @@ def test_a_resolved_recipe_reads_back() -> None:
             {"model": {"adapter": "x", "adapter_use": "merged", "quantization": "nf4"}},
             "model.adapter_use=stacked",
         ),
+        ({"model": {"quantization": "nf4"}, "method": {"kind": "ia3"}}, "ia3 does not work"),
+        ({"model": {"quantization": "int8"}, "method": {"dora": True}}, "dora does not work"),
+        ({"model": {"adapter": "x"}, "method": {"bias": "all"}}, "by plain lora alone"),
+        ({"model": {"adapter_use": "stacked"}}, "there is none"),
+        ({"method": {"init": "pissa", "bias": "all"}}, "neither biases nor whole modules"),
+        ({"method": {"init": "olora", "train_also": ["norm"]}}, "neither biases nor whole modules"),
+        (
+            {"method": {"kind": "prefix"}, "train": {"gradient_checkpointing": True}},
+            "switches off",
+        ),
+        ({"objective": {"kind": "sft"}, "data": {"task": "text"}}, "do not go together"),
+        ({"objective": {"kind": "text"}, "data": {"task": "chat"}}, "do not go together"),
+        ({"method": {"kind": "unfreeze", "open_until": 1.0}}, "less than 1"),
         ({"train": {"warmup_steps": 1.5}}, "less than 1"),
         ({"train": {"beta1": 1.0}}, "less than 1"),
     ],
 )
 def test_what_does_not_go_together_is_said(sections: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        Recipe(data=DataSection(train="rows.jsonl"), **sections)
+        Recipe(**{**sections, "data": {"train": "rows.jsonl", **sections.get("data", {})}})

@@ -28,7 +28,7 @@ FORM = [row("Two nights for Bo.", '{"name": "Bo"}'), row("Hi.", ' {"name": null}
         ([row("When?", "noon", answer_keywords=["noon"])], "qa"),
         ([row("When?", "noon", answers=["noon", "12"])], "qa"),
         ([*FORM, row("Hi.", "{broken")], "chat"),
-        ([], "text"),
+        ([], "chat"),
     ],
 )
 def test_found_task(rows: list[Conversation], task: str) -> None:

@@ -18,8 +18,8 @@ from retone.data.leakage import LeakIndex
 from retone.data.sample_table import TOLD_EVERY, SampleTable, Tick
 from retone.data.spool import Trainable
 
-# Test rows that were drawn from the training files are looked for up to this number: no split puts
-# near-duplicates on both sides, and the 3-grams of many rows fill the memory.
+# Test rows that were drawn from the training files are looked for up to this number where
+# near-duplicates are dropped, and so stand on one side: memory and time grow with their 3-grams.
 HELD_OUT = 10_000
 FEW_ROWS = 50
 ENOUGH_ROWS = 20  # to say anything about a distribution
@@ -60,7 +60,7 @@ def corpus_findings(
     return [
         *table.hits.findings(),
         *_left_out(table),
-        *_leaks(table, against, tick),
+        *_leaks(table, against, tick, deduplicated=data.deduplicate == "near"),
         *_contradictions(table),
         *_dominant(table),
         *_drift(table, data),
@@ -95,10 +95,12 @@ def _left_out(table: SampleTable) -> Iterator[Finding]:
         yield finding("rows-lost", faulty, lost[:KEPT_ROWS])
 
 
-def _leaks(table: SampleTable, against: Iterable[Trainable], tick: Tick) -> Iterator[Finding]:
+def _leaks(
+    table: SampleTable, against: Iterable[Trainable], tick: Tick, *, deduplicated: bool
+) -> Iterator[Finding]:
     """Training rows that say what test rows, or rows of files named by the user, say."""
     held = np.flatnonzero(table.on("test"))
-    if not table.tests and len(held) > HELD_OUT:
+    if not table.tests and deduplicated and len(held) > HELD_OUT:
         total = len(held)
         held = np.sort(held[np.argpartition(table.keys[held], HELD_OUT)[:HELD_OUT]])
         yield finding("leaks-sampled", 1, detail=f"{HELD_OUT:,} of {total:,}")

@@ -117,7 +117,7 @@ def prepare_data(
     groups = table.likes if data.split_by is None else table.topics
     if not data.sources("test"):
         table.hold_out("test", data.eval_fraction, rank, groups)
-    table.check_prompts(template)
+    table.check_prompts(template, limit)
     with writing(folder / "encoded") as writer:
         for index, rows in table.encode(template, limit, data.train_on, tick):
             for row in rows:
@@ -235,6 +235,7 @@ def _write(table: SampleTable, data: DataSection, folder: Path, stop_ids: Collec
     write_json(
         folder / "ledger.json",
         {"sources": [*sources[table.tests :], *sources[: table.tests]], "notes": table.notes,
+         "text": table.text,
          "longest_answer": store.longest_answer, "longest_row": int(store.lengths.max())},
     )  # fmt: skip
     (folder / "samples.jsonl").unlink()

@@ -85,10 +85,10 @@ class SampleTable:
             ledger.examples[reason] = [f"{s.source}, row {s.row}: {detail}" for s in shown]
 
     def choose_tests(self, task: str) -> None:
-        """Drop the test samples that cannot be tested on; the training rows decide `auto`."""
-        self.text = task == "text" or (
-            task == "auto" and not bool(self.chats[self.on("train")].any())
-        )
+        """Drop the test samples that cannot be tested on; auto is text where no chat is trained."""
+        tests, chats = self.on("test"), self.chats
+        answered = (chats & self.on("train")).any() or (tests.any() and chats[tests].all())
+        self.text = task == "text" or (task == "auto" and not bool(answered))
         unfit = self.on("test") & (self.chats if self.text else ~self.chats)
         if self.text:
             self.drop(unfit, "not-plain-text", "the other rows are plain text")
@@ -111,14 +111,15 @@ class SampleTable:
         near = touching(self.likes, self.on(split)) & self.on("train")
         self.drop(near, f"also-in-{split}", f"repeats a {split} row")
 
-    def check_prompts(self, template: Template) -> None:
-        """Drop the test samples whose prompt the template cannot write."""
+    def check_prompts(self, template: Template, limit: int) -> None:
+        """Drop the test samples whose prompt, or text, the template or tokenizer cannot write."""
         rows = np.flatnonzero(self.on("test")).tolist()
         for index, sample in zip(rows, self.spool.samples(rows), strict=True):
-            if not isinstance(sample, Conversation):
-                continue
             try:
-                template.render(sample.prompt, tools=sample.tools, add_generation_prompt=True)
+                if isinstance(sample, Conversation):
+                    template.render(sample.prompt, tools=sample.tools, add_generation_prompt=True)
+                else:
+                    template.encode_document(sample.text, limit)
             except RowRejected as rejected:
                 self.sides[index] = -1
                 self.ledgers[self.sources[index]].drop(rejected.reason, sample, rejected.detail)

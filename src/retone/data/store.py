@@ -5,8 +5,9 @@
     ends.u8        where each row's ids end
     run_sizes.u4, run_weights.f8, run_ends.u8
                    loss weights as runs: so many tokens of this weight, and where a row's runs end
-    sources.u4, numbers.u4, samples.u4
-                   each row's source and row number there, and the number of its sample
+    sources.u4, numbers.u4, samples.u4, lasts.u4
+                   each row's source and row number there, the number of its sample, and the id of
+                   the last token that is trained (reading it from the ids would map all of them)
 
 Loss weights change a few times in a row, so runs take a hundredth of the space of the ids, and are
 exact. Numbers are little-endian whatever machine writes them.
@@ -29,7 +30,7 @@ from retone.errors import InputError
 from retone.run_dir import whole_folder, write_json
 
 _FILES = ("ids.u4", "ends.u8", "run_sizes.u4", "run_weights.f8", "run_ends.u8",
-          "sources.u4", "numbers.u4", "samples.u4")  # fmt: skip
+          "sources.u4", "numbers.u4", "samples.u4", "lasts.u4")  # fmt: skip
 WAITING = 4096  # rows that are written together
 
 
@@ -81,12 +82,7 @@ class EncodedStore(Sequence[EncodedRow]):
     @property
     def last_trained(self) -> NDArray[np.int64]:
         """Id of the last token of each row that enters the loss."""
-        runs = np.where(
-            self._arrays["run_weights.f8"], np.arange(len(self._arrays["run_sizes.u4"])), 0
-        )
-        last = np.maximum.accumulate(runs)[self._arrays["run_ends.u8"][self.rows] - 1]
-        ends = np.cumsum(self._arrays["run_sizes.u4"], dtype=np.int64)  # of runs, in all ids
-        return np.asarray(self._arrays["ids.u4"][ends[last] - 1], dtype=np.int64)
+        return np.asarray(self._arrays["lasts.u4"][self.rows], dtype=np.int64)
 
     @property
     def samples(self) -> NDArray[np.int64]:
@@ -149,6 +145,8 @@ class StoreWriter:
         waiting["sources.u4"].append(self._sources.setdefault(row.source, len(self._sources)))
         waiting["numbers.u4"].append(row.row)
         waiting["samples.u4"].append(sample)
+        weighted = zip(reversed(row.input_ids), reversed(row.loss_weights), strict=True)
+        waiting["lasts.u4"].append(next((token for token, weight in weighted if weight), 0))
         if len(waiting["ends.u8"]) >= WAITING:
             self.flush()
 

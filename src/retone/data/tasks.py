@@ -14,10 +14,8 @@ LOOKED_AT = 2000  # rows that are enough to tell
 
 
 def found_task(rows: Sequence[Conversation]) -> tuple[str, str]:
-    """(task, reason in words) of training rows: qa, structured, rewrite or chat; text of none."""
+    """(task, reason in words) of training rows: qa, structured, rewrite or chat."""
     looked = rows[:LOOKED_AT]
-    if not looked:
-        return "text", "the rows are plain text"
     if _share("answer_keywords" in row.extra or "answers" in row.extra for row in looked) >= MOST:
         return "qa", "the rows carry answer keywords or several right answers"
     if _share(_is_form(row.answer) for row in looked) >= MOST:

@@ -8,6 +8,8 @@ from functools import partial
 
 import torch
 
+from retone.batch import EncodedRow
+from retone.chat_template import RowRejected
 from retone.conversation import Conversation, Document, Message
 from retone.data.batching import micro_batches
 from retone.evaluation.candidates import MOST_TOKENS, Candidate
@@ -51,14 +53,20 @@ def text_likelihoods(
 ) -> list[Likelihood]:
     """(nats, tokens, bytes) of each whole text but its first token under the model.
 
-    A text longer than `MOST_TOKENS` is read in pieces of that length.
+    A text longer than `MOST_TOKENS`, or than the model can read, is read in pieces. One without two
+    tokens counts as nothing: (0, 0, 0).
     """
-    pieces, owners = [], []
+    context = getattr(engine.model.config, "max_position_embeddings", MOST_TOKENS)
+    pieces: list[EncodedRow] = []
+    owners: list[int] = []
     for number, row in enumerate(rows):
         text = row.question + row.answer
-        for piece in engine.template.encode_document(text, MOST_TOKENS):
-            pieces.append(piece)
-            owners.append(number)
+        try:
+            found = engine.template.encode_document(text, min(MOST_TOKENS, context))
+        except RowRejected:
+            continue
+        pieces += found
+        owners += [number] * len(found)
     order = sorted(range(len(pieces)), key=lambda at: len(pieces[at].input_ids))
     batches = micro_batches(
         [pieces[at] for at in order],

@@ -91,7 +91,8 @@ class Engine:
         encoded = []
         for messages in prompts:
             ids = self.tokenizer(messages[-1].content, verbose=False)["input_ids"]
-            encoded.append(tuple(ids[:-1] if ids[-1] in self.template.stop_ids else ids))
+            ids = ids[:-1] if ids and ids[-1] in self.template.stop_ids else ids
+            encoded.append(tuple(ids or [self.template.stop_id]))
 
         def parse(ids: list[int]) -> str:
             return str(self.tokenizer.decode(ids, skip_special_tokens=True))

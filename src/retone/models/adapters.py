@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +55,11 @@ def lora(model: Any, method: MethodSection) -> Any:
         trainable_token_indices=getattr(model, "added_tokens", None) or None,
         task_type="CAUSAL_LM",
     )
-    missing = [name for name in method.train_also if not _has_module(model, name)]
+    missing = [name for name in method.train_also if not _can_be_trained(model, name)]
     if missing:
         raise InputError(
-            "method.train_also names modules that the model does not have",
-            ", ".join(missing),
+            "method.train_also names modules that cannot be trained",
+            f"{', '.join(missing)}: the model does not have them, or their weights are packed",
             '--set method.train_also=["lm_head"]',
             "no-module",
         )
@@ -69,7 +70,7 @@ def lora(model: Any, method: MethodSection) -> Any:
             model.base_model.set_adapter([OLDER, "default"])
         else:
             model = get_peft_model(model, config)
-    except ValueError as error:
+    except (ValueError, re.error) as error:
         raise InputError(
             "method.targets matches no module of the model",
             f"{method.targets!r}: {str(error).splitlines()[0]}",
@@ -124,6 +125,16 @@ def _has_module(model: Any, name: str) -> bool:
     return any(path.endswith(f".{name}") or path == name for path, _ in model.named_modules())
 
 
+def _can_be_trained(model: Any, name: str) -> bool:
+    weights = [
+        parameter
+        for path, module in model.named_modules()
+        if path.endswith(f".{name}") or path == name
+        for parameter in module.parameters()
+    ]
+    return bool(weights) and all(parameter.is_floating_point() for parameter in weights)
+
+
 # ------------------------------------------------------------------------- several as one adapter
 
 
@@ -147,7 +158,14 @@ def read_part(folder: Path) -> Part:
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     extra = [
         name
-        for name in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern")
+        for name in (
+            "use_dora",
+            "modules_to_save",
+            "rank_pattern",
+            "alpha_pattern",
+            "lora_bias",
+            "trainable_token_indices",
+        )
         if config.get(name)
     ]
     if config.get("bias", "none") != "none":
@@ -161,7 +179,7 @@ def read_part(folder: Path) -> Part:
         )
     rank = int(config["r"])
     root = math.sqrt(rank) if config.get("use_rslora") else rank
-    return Part(load_file(folder / ADAPTER), config["lora_alpha"] / root, rank)
+    return Part(_plain(load_file(folder / ADAPTER)), config["lora_alpha"] / root, rank)
 
 
 def initial_part(model: Any, method: MethodSection) -> list[Part]:
@@ -179,10 +197,23 @@ def own_part(model: Any) -> Part:
     root = math.sqrt(config.r) if config.use_rslora else config.r
     tensors = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     return Part(
-        {name: tensor.detach().cpu() for name, tensor in tensors.items()},
+        _plain({name: tensor.detach().cpu() for name, tensor in tensors.items()}),
         config.lora_alpha / root,
         config.r,
     )
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    """The tensors, all of them A or B of a linear layer; else InputError."""
+    others = [name for name in tensors if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if others:
+        raise InputError(
+            "only LoRA on linear layers can be added up",
+            f"{others[0]} is something else",
+            "leave method.init and model.adapter out, or embeddings out of method.targets",
+            "not-plain-lora",
+        )
+    return tensors
 
 
 def as_one(parts: Sequence[Part]) -> tuple[Tensors, dict[str, Any]]:

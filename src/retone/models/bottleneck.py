@@ -27,7 +27,7 @@ _SHAPE = ("reduction", "placement", "dropout")
 
 
 class Bottleneck(nn.Module):
-    """A frozen module followed by y + up(relu(down(y))), in float32 whatever the type of y.
+    """A frozen module followed by y + up(relu(down(y))); down and up are in float32.
 
     Shapes: y [..., hidden], down [hidden / reduction, hidden], up [hidden, hidden / reduction].
     """

@@ -24,12 +24,20 @@ def unpacked_gguf(file: Path, sha256: str, cache: Path) -> Path:
         MachineError: the file cannot be unpacked: another format, an unknown architecture, no room.
     """
     home = cache / "gguf"
-    home.mkdir(parents=True, exist_ok=True)
     folder = home / f"{file.stem}-{sha256[:12]}"
-    with FileLock(home / f"{folder.name}.lock"):
-        if not folder.is_dir():
-            with whole_folder(folder) as staging:
-                convert_in_child(file.absolute(), staging)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / f"{folder.name}.lock"):
+            if not folder.is_dir():
+                with whole_folder(folder) as staging:
+                    convert_in_child(file.absolute(), staging)
+    except OSError as error:
+        raise MachineError(
+            f"{file.name} could not be unpacked into the cache",
+            f"{home}: {error}",
+            "make room there, or set RETONE_CACHE to a folder that can be written",
+            "cache-unwritable",
+        ) from error
     return folder
 
 
@@ -68,7 +76,8 @@ def convert_in_child(gguf: Path, out: Path) -> None:
         raise MachineError(
             f"{gguf.name} could not be unpacked",
             f"exit status {done.returncode}: {last_line(done.stderr)}",
-            "it takes about 2 GB of memory: close other programs, then run the same again",
+            "it takes memory and disk of 4 bytes a parameter and more: make room for that, "
+            "then run the same again",
             "unpack-failed",
         )
 

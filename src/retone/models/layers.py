@@ -105,12 +105,18 @@ def untie(model: Any) -> None:
 
 
 def in_type(model: nn.Module, dtype: torch.dtype) -> None:
-    """Bring the trained weights back into the type of the others, in place."""
+    """Bring all weights into one type, in place."""
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
+        parameter.data = parameter.data.to(dtype)
 
 
 def _train(parameter: nn.Parameter) -> None:
+    if not parameter.is_floating_point():
+        raise InputError(
+            "packed weights cannot be trained",
+            f"the base holds weights as {str(parameter.dtype).removeprefix('torch.')}",
+            "--set method.kind=lora, or the model that was not quantized",
+            "packed-weights",
+        )
     parameter.data = parameter.data.float()
     parameter.requires_grad_(True)

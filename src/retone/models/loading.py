@@ -72,12 +72,16 @@ def load_base(
     if dtype == "float16":
         for module in model.modules():
             if type(module).__name__.endswith("Norm"):
-                module.float()
+                module.float().register_forward_hook(_in_half)
     for module in model.modules():
         # Else a CPU with AVX512-bf16 packs these weights anew when it first evaluates, rounded.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return (model if packed else model.to(device)).eval()
+
+
+def _in_half(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.half()
 
 
 def add_embeddings(model: Any, tokens: int) -> None:

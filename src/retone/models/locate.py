@@ -159,7 +159,7 @@ def _local_folder(name: str, revision: str | None) -> Path | None:
         if revision is None:
             return path.resolve()
         found = f"{path} is a folder, which has no revision {revision}"
-    elif name.endswith(GGUF) and path.is_file():
+    elif name.endswith(GGUF) and path.is_file() and revision is None:
         sha256 = embedded.remembered_sha256(path, cache_dir())
         return unpacked_gguf(path, sha256, cache_dir())
     elif name and path.is_file():

@@ -76,7 +76,7 @@ def save_tuned(
 
 
 def _save_adapter(model: Any, base: LocatedModel, folder: Path, parts: Sequence[Part]) -> None:
-    # A path of this machine would be of no use elsewhere.
+    # Not the folder of the hub's cache, which would be of no use elsewhere.
     model.peft_config["default"].base_model_name_or_path = base.repo or base.name
     # "auto" would ask the hub whether the vocabulary was changed.
     model.save_pretrained(

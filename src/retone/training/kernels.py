@@ -49,7 +49,8 @@ def _fused_forward(layer: LoraLinear, name: str) -> Callable[[Tensor], Tensor]:
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
 
     def forward(x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
+        # A norm that is trained, or kept in float32, speaks in float32.
+        flat = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
         y: Tensor = FusedLora.apply(flat, base.weight, a, b, scale)  # type: ignore[no-untyped-call]
         if base.bias is not None:
             y = y + base.bias

@@ -109,7 +109,7 @@ def fit(
     loss = in_precision(partial(LOSSES[objective.kind], fast=train.fast), precision, device)
     optimizer = make_optimizer(model, train, plus_ratio=method.plus_ratio)
     trained, opening = trained_parameters(model), Opening(model, method)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model = accelerator.prepare(model)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     state = load_checkpoint(checkpoints, trained, optimizer, scaler) or Progress()
     log = _MetricsLog(metrics, state.step, listen)

@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, train: TrainSection, *, plus_ratio: float =
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = parameter.ndim >= 2, plus_ratio if ".lora_B." in name else 1.0
+            key = _is_matrix(parameter), plus_ratio if ".lora_B." in name else 1.0
             groups.setdefault(key, []).append(parameter)
     listed = [
         {
@@ -45,6 +45,11 @@ def make_optimizer(model: nn.Module, train: TrainSection, *, plus_ratio: float =
         for (matrices, scale), parameters in groups.items()
     ]
     return OPTIMIZERS[train.optimizer](model, listed, train)
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether it is more than a vector, which may stand as one row or one column."""
+    return parameter.ndim >= 2 and min(parameter.shape) > 1
 
 
 def _adamw(model: nn.Module, groups: Groups, train: TrainSection) -> Optimizer:
@@ -75,9 +80,7 @@ def _adafactor(model: nn.Module, groups: Groups, train: TrainSection) -> Optimiz
     from transformers.optimization import Adafactor
 
     # torch's own scales each step by the weights' size, and LoRA's B begins at zero.
-    made: Optimizer = Adafactor(
-        groups, beta1=train.beta1 or None, scale_parameter=False, relative_step=False
-    )
+    made: Optimizer = Adafactor(groups, scale_parameter=False, relative_step=False)
     return made
 
 
@@ -93,8 +96,8 @@ def _muon(model: nn.Module, groups: Groups, train: TrainSection) -> Optimizer:
     tokens |= {id(parameter) for parameter in head.parameters()} if head is not None else set()
     matrices, rest = [], []
     for group in groups:
-        mine = [p for p in group["params"] if p.ndim == 2 and id(p) not in tokens]
-        others = [p for p in group["params"] if p.ndim != 2 or id(p) in tokens]
+        mine = [p for p in group["params"] if _is_matrix(p) and id(p) not in tokens]
+        others = [p for p in group["params"] if not _is_matrix(p) or id(p) in tokens]
         matrices += [{**group, "params": mine}] if mine else []
         rest += [{**group, "params": others}] if others else []
     parts: list[Optimizer] = []

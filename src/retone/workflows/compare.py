@@ -127,6 +127,14 @@ def _check(runs: Sequence[Run]) -> None:
             "retone run RECIPE   (the same recipe finishes it)", "not-finished",
         )  # fmt: skip
 
+    tasks = {run.name: read_json(run.resolved)["recipe"]["data"]["task"] for run in runs}
+    texts = [name for name, task in tasks.items() if task == "text"]
+    if texts:
+        raise InputError(
+            "runs of plain text have no answers to compare", ", ".join(texts),
+            "compare the perplexity in their reports: both on the same test file", "plain-text",
+        )  # fmt: skip
+
 
 def _shared_rows(answers: Answers) -> Answers:
     """The test rows that every run answered, in the first run's order."""

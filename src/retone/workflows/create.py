@@ -115,15 +115,27 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
         base = locate(
             recipe.model.name, revision=recipe.model.revision, offline=offline, progress=tick
         )
+    if recipe.objective.kind == "text":
+        settings = recipe.data.model_copy(update={"task": "text"})
+        recipe = recipe.model_copy(update={"data": settings})
     tokenizer = load_tokenizer(base)
     template = ChatTemplate(tokenizer, name=base.name, style=recipe.model.template)
     context = base.context or 2048
     data = _prepared_data(recipe, sources, template, recipe.data.max_length or context)
+    if data.ledger["text"] and recipe.objective.kind == "sft":
+        raise InputError(
+            "plain text has no answers to train on",
+            "objective.kind is sft, and every row is plain text",
+            "leave objective.kind out, or name rows with prompts and answers",
+            "plain-text",
+        )
     facts = DataFacts(
         rows=len(data.rows("train")),
         longest_row=data.ledger["longest_row"],
         longest_answer=data.ledger["longest_answer"],
-        task=found_task(read_rows(data.folder / "train.jsonl", LOOKED_AT)),
+        task=("text", "the rows are plain text")
+        if data.ledger["text"]
+        else found_task(read_rows(data.folder / "train.jsonl", LOOKED_AT)),
     )
     model = ModelFacts(
         parameters=weights_parameters(base.path),

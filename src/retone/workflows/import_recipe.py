@@ -220,6 +220,8 @@ def _read_warmup(left: dict[str, Any], draft: Draft) -> None:
 def _keep_what_the_kind_uses(draft: Draft) -> None:
     """Settings of LoRA that stand in the file of another method do nothing there either."""
     kind = draft.values.get("method.kind", "lora")
+    if kind == "last_layers" and "method.layers" not in draft.values:
+        draft.put("method.layers", 2, "LlamaFactory's default; head and norm are trained here too")
     for name, kinds in METHOD_FIELDS.items():
         value = draft.values.get(f"method.{name}")
         if value is not None and kind not in kinds:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from retone import console
 from retone.data.preparing import PreparedData
-from retone.models.adapters import initial_part, read_part
+from retone.models.adapters import initial_part, own_part, read_part
 from retone.models.methods import METHODS, count_parameters
 from retone.models.saving import add_older, save_tuned
 from retone.recipe_file import find_recipe, load_recipe
@@ -40,6 +40,8 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
     parts = initial_part(model, recipe.method)
     if recipe.model.adapter:
         parts.append(read_part(run.parent))
+    if parts:
+        own_part(model)  # what cannot be added up is refused before training
     parameters = count_parameters(model)
     console.note(str(parameters))
 
