@@ -20,7 +20,6 @@ from retone.errors import INTERNAL_EXIT_CODE, RetoneError
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
-# Used without an import of ours: transformers opens GGUF files with it.
 IMPORTED_AS = {"python_stdnum": "stdnum", "pyyaml": "yaml"}
 
 
