@@ -375,6 +375,11 @@ def test_layers_and_all_weights_of_llamafactory(work: Path) -> None:
     assert listed(found) == {"lora_rank": 8}
     _, recipe = imported(given + "quantization_bit: 8\nadapter_name_or_path: runs/one\n", work)
     assert (recipe.model.quantization, recipe.model.adapter) == ("int8", "runs/one")
+    found, recipe = imported(given + "adapter_name_or_path: runs/one,runs/two\n", work)
+    assert recipe.model.adapter is None
+    assert listed(found) == {"adapter_name_or_path": "runs/one,runs/two"}
+    found, recipe = imported(given + "finetuning_type: freeze\n", work)
+    assert recipe.method.layers == 2
 
 
 @pytest.mark.parametrize(

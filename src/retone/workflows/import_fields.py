@@ -143,6 +143,12 @@ def _bits(value: Any) -> str:
     return found
 
 
+def _adapter(value: Any) -> str:
+    if "," in text(value):
+        raise NoCounterpart("training goes on from one adapter: merge the others first")
+    return text(value)
+
+
 def _jinja(value: Any) -> str:
     if "{" in text(value):
         raise NoCounterpart("save it as a file, and name the file in model.template")
@@ -337,7 +343,7 @@ LLAMAFACTORY = Tool(
         "quantization_bit": ("model.quantization", _bits),
         "fp16": ("model.dtype", _FP16),
         "additional_target": ("method.train_also", names),
-        "adapter_name_or_path": ("model.adapter", text),
+        "adapter_name_or_path": ("model.adapter", _adapter),
         "use_dora": ("method.dora", flag),
         "use_rslora": ("method.rslora", flag),
         "pissa_init": ("method.init", _when({True: "pissa", False: None}, "true or false")),
