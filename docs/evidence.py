@@ -19,6 +19,7 @@ from retone.evaluation.metrics import METRICS
 REQUIRED = ("date", "commit", "versions", "machine")
 ORIGIN = {*REQUIRED, "changed_files", "python"}
 OWN_FORM = {*ORIGIN, "scores", "differences", "signatures", "examples"}
+OWN_PAGE = ("methods", "presets")  # proofs that docs/methods.md is made of
 CANDIDATES = ("copy", "base", "prompted", "tuned")
 # Fields of a benchmark's candidates that get a column: title, divisor, decimals.
 COLUMNS = {
@@ -57,6 +58,9 @@ def results_page(proofs: dict[str, dict[str, Any]], benchmarks: dict[str, dict[s
     if not proofs:
         lines += ["", NO_PROOF]
     for name, proof in proofs.items():
+        if name in OWN_PAGE:
+            lines += [*origin_lines(name, proof), "", "The figures: [methods](methods.md)."]
+            continue
         findings = {key: value for key, value in proof.items() if key not in OWN_FORM}
         lines += [*origin_lines(name, proof), *finding_lines(findings)]
         lines += score_lines(proof) if "scores" in proof else []

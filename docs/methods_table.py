@@ -60,13 +60,13 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
     if proof is None:
         yield "No proof run of all methods is committed yet."
         return
-    machine = proof["machine"]
+    machine, first = proof["machine"], next(iter(proof["methods"].values()))
     yield (
-        "The bundled Yoda rows (525, 96 held out), SmolLM2-135M-Instruct as its Q4_1 GGUF unpacks, "
+        "The bundled Yoda rows, SmolLM2-135M-Instruct as its Q4_1 GGUF unpacks, "
         f"{machine['name']} with {machine['cores']} cores, {proof['date']}, commit "
-        f"{proof['commit']}; with the presets, but where settings are given. BLEU of held-out rows "
-        "with its 95 % interval; copying the prompt scores "
-        f"{next(iter(proof['methods'].values()))['copy']:.1f}."
+        f"{proof['commit']}; with the presets, but where settings are given. BLEU of "
+        f"{first['bleu']['n']} held-out rows with its 95 % interval; copying the prompt scores "
+        f"{first['copy']:.1f}."
     )
     yield ""
     yield "| method | settings | trained | BLEU | peak memory | training | file |"
