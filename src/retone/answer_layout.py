@@ -70,6 +70,15 @@ class Layout:
             return text.rpartition(self.marker)[2]
         return text.removeprefix(self.opening)
 
+    def still_opening(self, text: str) -> bool:
+        """Whether a turn that begins with `text` may be before the end of its opening."""
+        head = self.opening.split("\n")[0]
+        return (
+            bool(self.marker)
+            and self.marker not in text
+            and (text.startswith(head) or head.startswith(text))
+        )
+
 
 class Turn(NamedTuple):
     """A trained turn in the text of its row.

@@ -192,16 +192,19 @@ class ChatTemplate:
         """Plain text in rows of at most `max_length` tokens; see `tokens.encode_document`."""
         return encode_document(self._tokenizer, text, max_length, source=source, row=row)
 
-    def parse(self, ids: Sequence[int]) -> str:
+    def parse(self, ids: Sequence[int], *, finished: bool = True) -> str:
         """The answer in generated `ids`, up to the first stop token.
 
         Undoes `encode`: the trained ids of a turn give its content. Where the template opens an
         answer with text of its own (a thinking block, a channel name), only what stands after the
         end of that opening is kept, so thinking that was generated is dropped as well. Tool calls
-        are given back as the template writes them.
+        are given back as the template writes them. Of an answer that is not finished, nothing is
+        kept while it may still be thinking.
         """
         stop = next((at for at, token in enumerate(ids) if token in self.stop_ids), len(ids))
         text = self._encoder.decode(ids[:stop])
+        if not finished and stop == len(ids) and self._layout.still_opening(text):
+            return ""
         ended_by = ids[stop] if stop < len(ids) else self.stop_id
         return self._layout.answer_in(text, ended_by)
 

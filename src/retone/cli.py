@@ -201,25 +201,95 @@ def ask_verb(
     return partial(ask, run, text, base=base, offline=offline)
 
 
+@app.command("test")
+def samples_verb(
+    run: RunArg = "latest",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The JSON to write; in the run's folder.")
+    ] = None,
+    talk: Annotated[bool, typer.Option("--chat", help="Go on with a conversation.")] = False,
+    offline: Offline = False, json: Json = False, debug: Debug = False,
+) -> Call:  # fmt: skip
+    """Ask the recipe's sample questions, of both models, and keep the answers."""
+    from retone.workflows.samples import sample_answers
+
+    return partial(sample_answers, run, output=output, talk=talk, offline=offline)
+
+
 @app.command("chat")
 def chat_verb(
     run: RunArg = "latest", base: Base = False, offline: Offline = False, debug: Debug = False
 ) -> Call:
-    """Talk to a run: answers stream, /reset forgets, /base lets the untuned model answer."""
-    from retone.workflows.ask import chat
+    """Talk to a run: answers stream; /both shows base and tuned side by side, /help lists more."""
+    from retone.workflows.chat import chat
 
     return partial(chat, run, base=base, offline=offline)
+
+
+@app.command("serve")
+def serve_verb(
+    run: Annotated[
+        str | None, typer.Argument(help="A run; the newest finished one when left out.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address; others than this need a password.")] =
+        "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
+    api_only: Annotated[bool, typer.Option("--api-only", help="No pages, only the API.")] = False,
+    offline: Offline = False, debug: Debug = False,
+) -> Call:  # fmt: skip
+    """Serve the web app and an OpenAI-compatible API on this machine, until Ctrl-C."""
+    from retone.workflows.serve import serve
+
+    return partial(serve, run, host=host, port=port, api_only=api_only, offline=offline)
+
+
+@app.command("batch")
+def batch_verb(
+    run: RunArg,
+    source: Annotated[str, typer.Argument(metavar="IN", help="Data of any shape, or a text.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The JSON lines to write.")],
+    column: Annotated[str | None, typer.Option(help="The column that holds the prompts.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, max=5, help="0 takes the likeliest token.")
+    ] = 0.0,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; the run's by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    base: Base = False, offline: Offline = False, json: Json = False, debug: Debug = False,
+) -> Call:  # fmt: skip
+    """Answer a file of prompts into JSON lines; stopped, the same command goes on."""
+    from retone.workflows.batch import batch
+
+    given = _flags(temperature=temperature, max_new_tokens=max_new_tokens, seed=seed)
+    return partial(
+        batch, run, source, output, column=column, base=base, sampling=given, offline=offline
+    )
 
 
 @app.command("runs")
 def runs_verb(
     delete: Annotated[list[str] | None, typer.Option(help="Delete this run; repeatable.")] = None,
+    rename: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="RUN NAME", help="Give a run another name.")
+    ] = None,
     json: Json = False, debug: Debug = False,
 ) -> Call:  # fmt: skip
     """List the runs that are kept, with status and size."""
     from retone.workflows.runs import runs
 
-    return partial(runs, delete=delete)
+    return partial(runs, delete=delete, rename=rename)
+
+
+@app.command("cache")
+def cache_verb(
+    delete: Annotated[list[str] | None, typer.Option(help="Delete this; repeatable.")] = None,
+    json: Json = False, debug: Debug = False,
+) -> Call:  # fmt: skip
+    """List the models, answers and prepared data that are kept, with their sizes."""
+    from retone.workflows.cache import cache
+
+    return partial(cache, delete=delete or ())
 
 
 @app.command("doctor")

@@ -37,7 +37,7 @@ class ModelSection(Section):
     """[model]: what is tuned."""
 
     name: str = Field(default="smollm2-135m-instruct", min_length=1)
-    """A row of tables/models.toml, a hub id (org/name), or a folder."""
+    """A row of tables/models.toml, a hub id (org/name), a folder, or a GGUF file."""
     revision: str | None = None
     """Branch, tag or commit of a hub model; the commit found is recorded."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -282,6 +282,8 @@ class TrainSection(Section):
     """Steps between two evaluation losses; left out: twice an epoch."""
     save_every: Annotated[int, Field(gt=0)] | None = None
     """Steps between two checkpoints; left out: once an epoch."""
+    sample_answers: Annotated[int, Field(ge=0)] = 0
+    """Questions (the showcase's, else test rows') answered at each evaluation loss."""
     fast: bool = True
     """False trains by the plain twins of the fast paths."""
 

@@ -38,7 +38,9 @@ def rate_for(recipe: Recipe, parameters: int) -> tuple[float, str]:
     why = f"{kind} on {parameters / 1e6:.0f}M parameters ({size} model)"
     for scale in table["scale"]:
         if scale["optimizer"] == recipe.train.optimizer:
-            return row[size] * scale["factor"], f"{why}, times {scale['factor']:g} for lion"
+            return row[size] * scale[
+                "factor"
+            ], f"{why}, times {scale['factor']:g} for {scale['optimizer']}"
     return row[size], why
 
 

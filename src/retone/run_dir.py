@@ -187,6 +187,16 @@ class Run:
         return self.data / "ledger.json"
 
     @property
+    def samples(self) -> Path:
+        """Answers while it was trained, one JSON line each; where `train.sample_answers` asks."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def votes(self) -> Path:
+        """Blind votes of the web app, an SQLite file."""
+        return self.path / "votes.sqlite3"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -323,6 +333,17 @@ def newest_run(key: str) -> Run | None:
     return same[-1] if same else None
 
 
+def check_name(name: str) -> None:
+    """InputError for a name that is not one folder's."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(
+            "the name of a run is one plain word",
+            repr(name),
+            "--name my-run   (letters, digits, dot, dash, underscore)",
+            "wrong-name",
+        )
+
+
 def create_run(name: str, manifest: dict[str, Any], files: dict[str, Any]) -> Run:
     """Make a new run directory that appears whole: its manifest and the `files` given.
 
@@ -331,13 +352,7 @@ def create_run(name: str, manifest: dict[str, Any], files: dict[str, Any]) -> Ru
     Takes `name`, or `name-2`, `name-3` ... where that is taken. Raises InputError for a name that
     is not one folder's.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(
-            "the name of a run is one plain word",
-            repr(name),
-            "--name my-run   (letters, digits, dot, dash, underscore)",
-            "wrong-name",
-        )
+    check_name(name)
     root = runs_root()
     root.mkdir(parents=True, exist_ok=True)
     number, path = 1, root / name

@@ -16,7 +16,8 @@ from retone.cli import main
 from retone.conversation import Conversation, Message
 from retone.evaluation.candidates import answer_all, candidates, copy_prompt
 from retone.evaluation.style import style_markers, written_instruction
-from retone.inference.engine import Answer, Engine, Sampling
+from retone.inference.engine import Engine
+from retone.inference.sampling import Answer, Sampling
 from retone.run_dir import Run, all_runs, read_json, read_jsonl
 
 RECIPE = """

@@ -229,6 +229,9 @@ def real_objects(work: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, An
         "evaluate": told("evaluate", "again"),
         "compare": told("compare", "my", "again"),
         "ask": told("ask", "my", "The hen sleeps."),
+        "test": told("test", "my"),
+        "batch": told("batch", "my", "test.csv", "-o", "answers.jsonl"),
+        "cache": told("cache", "--delete", "prepared"),
         "runs": told("runs", "--delete", "again"),
         "doctor": told("doctor", "--offline", code=None),  # 1 where the default model is not cached
         "error": told("run", "yodda", code=2),

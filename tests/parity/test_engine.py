@@ -13,7 +13,9 @@ from retone.config import MethodSection
 from retone.conversation import Conversation, Message
 from retone.data.batching import collate, common_prefix, micro_batches
 from retone.evaluation.candidates import reference_likelihoods
-from retone.inference.engine import Engine, Sampling
+from retone.inference.decoding import _Group
+from retone.inference.engine import Engine
+from retone.inference.sampling import Sampling
 from retone.models.methods import METHODS
 from retone.training.losses import row_losses
 
@@ -27,12 +29,17 @@ def engine(attention: str = "sdpa", **settings: Any) -> Engine:
     return Engine(model, tiny.tokenizer(), ChatTemplate(tiny.tokenizer(), name="tiny"))
 
 
+def shared(asked: Engine, prompts: list[Any]) -> int:
+    """Leading tokens that are read once."""
+    return _Group(asked.model, 0)._shared(prompts)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_a_batch_answers_as_each_prompt_alone(attention: str) -> None:
     asked = engine(attention)
     prompts = [[SYSTEM, Message("user", text)] for text in SAID]
     encoded = [asked.template.prompt_ids(prompt) for prompt in prompts]
-    assert asked._shared_prefix(encoded) > 20
+    assert shared(asked, encoded) > 20
     sampling = Sampling(max_new_tokens=12)
     alone = [asked.tuned([prompt], sampling)[0] for prompt in prompts]
     assert asked.tuned(prompts, sampling) == alone
@@ -68,9 +75,9 @@ def test_prompts_that_are_each_others_beginning() -> None:
     """The last token of every prompt stays its own, or there would be nothing to predict from."""
     asked = engine()
     ids = asked.template.prompt_ids([Message("user", SAID[0])])
-    assert asked._shared_prefix([ids, ids]) == len(ids) - 1
-    assert asked._shared_prefix([ids, ids[:5]]) == 4
-    assert asked._shared_prefix([ids]) == 0
+    assert shared(asked, [ids, ids]) == len(ids) - 1
+    assert shared(asked, [ids, ids[:5]]) == 4
+    assert shared(asked, [ids]) == 0
     same = asked.tuned([[Message("user", SAID[0])]] * 2, Sampling(max_new_tokens=6))
     assert same[0] == same[1] == asked.tuned([[Message("user", SAID[0])]], Sampling(6))[0]
 

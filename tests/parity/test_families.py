@@ -17,7 +17,8 @@ from chat_models import template_of, tokenizer_of
 from retone.config import MethodSection, Recipe
 from retone.conversation import Message
 from retone.data.batching import collate
-from retone.inference.engine import Engine, Sampling
+from retone.inference.engine import Engine
+from retone.inference.sampling import Sampling
 from retone.models.loading import add_embeddings, load_base
 from retone.models.methods import METHODS, count_parameters
 from retone.models.saving import load_tuned, save_tuned

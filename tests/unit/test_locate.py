@@ -423,3 +423,40 @@ def test_a_silent_hub_fails_within_seconds(tmp_path: Path) -> None:
     assert refused["code"] == "hub-unreachable"
     assert refused["seconds"] < 7.5
     assert time.monotonic() - started < 15
+
+
+def test_a_gguf_file_is_unpacked_once_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a fake in the place of the unpacking, which the embedded model's tests do for real."""
+    made: list[Path] = []
+
+    def fake_unpack(gguf: Path, out: Path) -> None:
+        made.append(gguf)
+        whole = model_folder(tmp_path / f"whole{len(made)}")
+        for file in whole.iterdir():
+            (out / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setattr("retone.models.gguf_files.convert_in_child", fake_unpack)
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF one")
+    first, again = locate(str(file)), locate(str(file))
+    assert first == again
+    assert len(made) == 1
+    assert first.note == "These are the weights of small.gguf, unpacked."
+    assert first.path.is_relative_to(cache_dir())
+    file.write_bytes(b"GGUF two, another")
+    assert locate(str(file)).path != first.path
+    with pytest.raises(InputError, match="not the folder of a model"):
+        locate(str(file), revision="main")
+
+
+def test_a_gguf_file_needs_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "small.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setattr(embedded, "remembered_sha256", lambda *_: "0" * 64)
+    (tmp_path / "taken").write_text("a file, where a folder is needed")
+    monkeypatch.setenv("RETONE_CACHE", str(tmp_path / "taken"))
+    with pytest.raises(MachineError) as caught:
+        locate(str(file))
+    assert caught.value.code == "cache-unwritable"

@@ -14,7 +14,8 @@ from retone.chat_template import RowRejected
 from retone.conversation import Conversation, Message
 from retone.data.batching import common_prefix, micro_batches
 from retone.evaluation.metrics import Likelihood
-from retone.inference.engine import Answer, Engine, Messages, Responder, Sampling
+from retone.inference.engine import Engine
+from retone.inference.sampling import Answer, Messages, Responder, Sampling
 from retone.run_dir import fingerprint
 from retone.training.losses import row_losses
 

@@ -69,6 +69,7 @@ class ReportData:
     provenance: Table = field(default_factory=dict)  # {label: value}
     commands: Sequence[Table] = ()  # [{command, what}]: how to go on
     notes: Sequence[str] = ()  # e.g. the smallest difference these rows can resolve
+    votes: str = ""  # the tally of blind votes as a sentence; not part of the verdict
     interval: str = (
         "95\u00a0% intervals, bootstrap over rows"  # what the lines through the dots are
     )

@@ -1,60 +1,23 @@
-"""Answers from a model: greedy or sampled, in batches or streamed, tuned or not."""
+"""Answers from a model: in batches, or streamed; of the tuned model, the base model, or both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from itertools import groupby
-from threading import Event, Thread
-from typing import Any
-
-import torch
-from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
+from typing import Any, Protocol
 
 from retone.chat_template import ChatTemplate
-from retone.conversation import Message
-from retone.data.batching import common_prefix
-from retone.models.partial import has_plain_cache, leading_positions, prefix_cache
+from retone.inference.decoding import Decoder, Row
+from retone.inference.sampling import Answer, Messages, Sampling
 
-Messages = Sequence[Message]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is picked.
-
-    Attributes:
-        max_new_tokens: longest answer in tokens.
-        temperature: 0 takes the likeliest token (greedy).
-        top_p: smallest set of tokens with this probability mass (Holtzman et al. 2019,
-            arXiv:1904.09751); 1 keeps all.
-        seed: of the sampling; the same seed gives the same answer.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+Ids = Sequence[int]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a model wrote.
+class Parse(Protocol):
+    """From the ids of an answer to its text; of one that is not finished, only what is sure."""
 
-    Attributes:
-        text: the parsed answer, without end token.
-        tokens: tokens generated, the end token included.
-        stopped: True when it ended by itself, False when cut at max_new_tokens.
-    """
-
-    text: str
-    tokens: int
-    stopped: bool
-
-
-# The one callable type: tuned model, base model, baselines, teacher and judge are all one.
-Responder = Callable[[Sequence[Messages], Sampling], list[Answer]]
+    def __call__(self, ids: Ids, *, finished: bool = True) -> str:
+        """The text."""
 
 
 class Engine:
@@ -77,155 +40,77 @@ class Engine:
 
     def tuned(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
         """Answers of the model as it is (a `Responder`)."""
-        return self._respond(prompts, sampling)
+        return self._respond(prompts, sampling, tuned=True)
 
     def base(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
         """Answers with the adapter switched off (a `Responder`)."""
-        with self.answering(tuned=False):
-            return self._respond(prompts, sampling)
+        return self._respond(prompts, sampling, tuned=False)
 
     def continued(
         self, prompts: Sequence[Messages], sampling: Sampling, *, tuned: bool
     ) -> list[Answer]:
         """What the model goes on with behind each prompt's last words, without any template."""
-        encoded = []
-        for messages in prompts:
-            ids = self.tokenizer(messages[-1].content, verbose=False)["input_ids"]
-            ids = ids[:-1] if ids and ids[-1] in self.template.stop_ids else ids
-            encoded.append(tuple(ids or [self.template.stop_id]))
-
-        def parse(ids: list[int]) -> str:
-            return str(self.tokenizer.decode(ids, skip_special_tokens=True))
-
-        with self.answering(tuned=tuned):
-            return self._answers(encoded, sampling, parse)
+        rows = [
+            Row(self.text_ids(messages[-1].content), sampling, tuned=tuned) for messages in prompts
+        ]
+        return [self.answer_of(row, self.plain_text) for row in self._written(rows)]
 
     def stream(
-        self, messages: Messages, sampling: Sampling, *, tuned: bool = True
-    ) -> Generator[str]:
-        """Pieces of one answer as they are written; closing the iterator stops the model."""
-        ids, mask = self._padded([self.template.prompt_ids(messages)])
-        streamer = TextIteratorStreamer(
-            self.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600
-        )
-        stop = Event()
-        failed: list[BaseException] = []
+        self, messages: Messages, sampling: Sampling, *, tuned: Sequence[bool] = (True,)
+    ) -> Generator[tuple[int, str]]:
+        """Pieces of answers as they are written; closing the iterator stops the model.
 
-        def write() -> None:
-            try:
-                with self.answering(tuned=tuned):
-                    self._generate(ids, mask, sampling, streamer=streamer, stop=stop)
-            except BaseException as error:  # handed over to the reading thread
-                failed.append(error)
-                streamer.end()
+        Args:
+            messages: the prompt.
+            sampling: how tokens are picked.
+            tuned: one answer for each, by the tuned or by the base model.
 
-        writer = Thread(target=write, daemon=True)
-        writer.start()
-        try:
-            for piece in streamer:
-                if piece:
-                    yield piece
-        finally:
-            stop.set()
-            writer.join()
-        if failed:
-            raise failed[0]
-
-    def _respond(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Answer]:
-        encoded = [self.template.prompt_ids(messages) for messages in prompts]
-        return self._answers(encoded, sampling, self.template.parse)
-
-    def _answers(
-        self,
-        encoded: Sequence[tuple[int, ...]],
-        sampling: Sampling,
-        parse: Callable[[list[int]], str],
-    ) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        for picked in self._batches([len(ids) for ids in encoded]):
-            rows = [encoded[index] for index in picked]
-            shared = self._shared_prefix(rows)
-            ids, mask = self._padded(rows, shared)
-            output = self._generate(ids, mask, sampling, shared=shared)[:, ids.shape[1] :]
-            for index, row in zip(picked, output.tolist(), strict=True):
-                ends = [at for at, token in enumerate(row) if token in self.template.stop_ids]
-                ids = row[: ends[0] + 1] if ends else row
-                answers[index] = Answer(parse(ids), len(ids), bool(ends))
-        return [answers[index] for index in range(len(encoded))]
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices of prompts that are answered together: neighbours in length, to pad little.
-
-        Nothing is padded behind learned embeddings: peft takes their positions from the place.
+        Yields:
+            Which of the answers, and what comes next of it; never an empty piece.
         """
-        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-        if leading_positions(self.model):
-            groups = [list(group) for _, group in groupby(order, key=lambda index: lengths[index])]
-        else:
-            groups = [order]
-        for group in groups:
-            for start in range(0, len(group), self.batch_size):
-                yield group[start : start + self.batch_size]
+        prompt = self.template.prompt_ids(messages)
+        rows = [Row(prompt, sampling, tuned=one) for one in tuned]
+        texts = [TextStream(self.template.parse, sampling.stop) for _ in rows]
+        decoder = self.decoder()
+        decoder.join(rows)
+        while decoder.rows:
+            for at, (row, text) in enumerate(zip(rows, texts, strict=True)):
+                piece = text.next(row)
+                if piece:
+                    yield at, piece
+            decoder.step()
 
-    def _shared_prefix(self, rows: Sequence[tuple[int, ...]]) -> int:
-        """Leading tokens that are computed once for all rows; the last token is each row's own."""
-        if len(rows) < 2 or not has_plain_cache(self.model):
-            return 0
-        return min(common_prefix(rows), min(map(len, rows)) - 1)
+    def decoder(self) -> Decoder:
+        """A new decoding loop over this model."""
+        return Decoder(self.model, self.template.stop_ids, self.template.stop_id)
 
-    def _padded(
-        self, rows: Sequence[Sequence[int]], shared: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask, padded between the shared prefix and the rest: [batch, seq]."""
-        longest = max(map(len, rows))
-        pad = self.template.stop_id
-        ids, mask = [], []
-        for row in rows:
-            missing = longest - len(row)
-            ids.append([*row[:shared], *[pad] * missing, *row[shared:]])
-            mask.append([1] * shared + [0] * missing + [1] * (len(row) - shared))
-        device = self.model.device
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+    @property
+    def context(self) -> int:
+        """Tokens that the model can read and write together."""
+        return int(getattr(self.model.config, "max_position_embeddings", 1 << 20))
 
-    @torch.no_grad()
-    def _generate(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        sampling: Sampling,
-        *,
-        shared: int = 0,
-        streamer: TextIteratorStreamer | None = None,
-        stop: Event | None = None,
-    ) -> torch.Tensor:
-        """Prompt and answer ids [batch, seq + new]."""
-        greedy = sampling.temperature == 0
-        picking: dict[str, Any] = (
-            {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-            if greedy
-            else {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": 0,
-            }
-        )
-        torch.manual_seed(sampling.seed)
-        criteria = StoppingCriteriaList([_StopWhen(stop)] if stop else [])
-        if shared:
-            cache = prefix_cache(self.model, ids[:1, :shared], len(ids))
-            picking["past_key_values"] = cache
-        output: torch.Tensor = self.model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
-            eos_token_id=sorted(self.template.stop_ids),
-            pad_token_id=self.template.stop_id,
-            streamer=streamer,
-            stopping_criteria=criteria,
-            **picking,
-        )
-        return output
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Memory of one token's keys and values."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * config.num_hidden_layers * heads * size * self.model.dtype.itemsize)
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of plain text that is to be gone on with."""
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        ids = ids[:-1] if ids and ids[-1] in self.template.stop_ids else ids
+        return tuple(ids or [self.template.stop_id])
+
+    def plain_text(self, ids: Ids, *, finished: bool = True) -> str:
+        """The text of ids that no template surrounds (a `Parse`)."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def answer_of(self, row: Row, parse: Parse) -> Answer:
+        """What a finished row says."""
+        text, cut = until(parse(row.ids), row.sampling.stop)
+        return Answer(text, len(row.ids), row.stopped or cut)
 
     def answering(self, *, tuned: bool) -> AbstractContextManager[Any]:
         """Inside the block the model is the tuned one, or the base model."""
@@ -234,12 +119,66 @@ class Engine:
         context: AbstractContextManager[Any] = self.model.disable_adapter()
         return context
 
+    def _respond(
+        self, prompts: Sequence[Messages], sampling: Sampling, *, tuned: bool
+    ) -> list[Answer]:
+        rows = [Row(self.template.prompt_ids(each), sampling, tuned=tuned) for each in prompts]
+        return [self.answer_of(row, self.template.parse) for row in self._written(rows)]
 
-class _StopWhen(StoppingCriteria):  # type: ignore[misc]
-    """Ends generation when an event is set."""
+    def _written(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows when all are finished; neighbours in length together, to pad little."""
+        order = sorted(rows, key=lambda row: len(row.prompt))
+        for start in range(0, len(order), self.batch_size):
+            decoder = self.decoder()
+            together = order[start : start + self.batch_size]
+            decoder.join(together)
+            while decoder.rows:
+                for row in together:
+                    if row.sampling.stop and not row.finished:
+                        said = self.template.parse(row.ids, finished=False)
+                        row.finished = until(said, row.sampling.stop)[1]
+                decoder.step()
+        return rows
 
-    def __init__(self, event: Event) -> None:
-        self._event = event
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device)
+class TextStream:
+    """The pieces of an answer that are sure while it is being written.
+
+    Args:
+        parse: ids so far -> text so far.
+        stop: texts that end the answer; a piece that may be the beginning of one is held back.
+    """
+
+    def __init__(self, parse: Parse, stop: Sequence[str] = ()) -> None:
+        self._parse = parse
+        self._stop = tuple(stop)
+        self._given = 0  # characters
+        self._ended = False
+
+    def next(self, row: Row) -> str:
+        """What is new; finishes the row at a stop text."""
+        if self._ended:
+            return ""
+        text, cut = until(self._parse(row.ids, finished=row.finished), self._stop)
+        row.finished = row.finished or cut
+        row.stopped = row.stopped or cut
+        self._ended = row.finished
+        sure = len(text) if row.finished else len(text) - _held(text, self._stop)
+        piece = text[self._given : sure]
+        self._given = max(self._given, sure)
+        return piece
+
+
+def until(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first of the stop texts, and whether there was one."""
+    places = [at for at in (text.find(end) for end in stop) if at >= 0]
+    return (text[: min(places)], True) if places else (text, False)
+
+
+def _held(text: str, stop: Sequence[str]) -> int:
+    """Characters at the end that may be half a character, or the beginning of a stop text."""
+    halves = len(text) - len(text.rstrip("\N{REPLACEMENT CHARACTER}"))
+    for length in range(min(max(map(len, stop), default=1) - 1, len(text)), halves, -1):
+        if any(end.startswith(text[-length:]) for end in stop):
+            return length
+    return halves

@@ -1,8 +1,8 @@
-"""Forward passes that compute only what is needed: some positions, or a shared prefix once."""
+"""Forward passes that compute only what is needed: some positions, a prefix once, one step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,3 +73,102 @@ def prefix_cache(model: Any, prefix: Tensor, rows: int) -> DynamicCache:
         layer.keys = layer.keys.expand(rows, -1, -1, -1)  # [batch, heads, shared, head_dim]
         layer.values = layer.values.expand(rows, -1, -1, -1)
     return cache
+
+
+def learned_cache(model: Any, rows: int) -> Any:
+    """Where keys and values go: empty, or with those of a learned prefix or prompt before them."""
+    learned = _active_prompt(model)
+    if learned is None:
+        return DynamicCache(config=model.config)
+    if learned.peft_type != PeftType.PROMPT_TUNING:
+        return model.get_prompt(rows)
+    cache = DynamicCache(config=model.config)
+    embeddings = model.get_prompt(batch_size=rows).to(model.base_model.dtype)
+    model.base_model(inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1)
+    return cache
+
+
+def forward_last(model: Any, ids: Tensor, mask: Tensor, cache: Any, **chosen: Any) -> Tensor:
+    """Logits [batch, vocabulary] behind the last of `ids`.
+
+    Args:
+        model: a causal language model.
+        ids: int64 [batch, new], what is not in the cache yet.
+        mask: int64 [batch, seq], 0 where padded; the cache and `ids` together.
+        cache: keys and values of what came before; those of `ids` are added.
+        chosen: what `of_both` gives.
+    """
+    # What is learned stands in the cache already, so peft need not add it.
+    network = model.base_model if _active_prompt(model) is not None else model
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    output = network(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+        use_cache=True, logits_to_keep=1, **chosen,
+    )  # fmt: skip
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+def mixes_adapters(model: Any) -> bool:
+    """Whether rows of the tuned and of the base model can go through the model together.
+
+    Plain LoRA can (peft's mixed batches); what changes anything else of the model cannot.
+    """
+    if not isinstance(model, PeftModel) or "disable_adapter" in vars(model):
+        return False
+    config = model.active_peft_config
+    return config.peft_type == PeftType.LORA and not (
+        config.use_dora
+        or config.bias != "none"
+        or config.modules_to_save
+        or config.trainable_token_indices
+    )
+
+
+@contextmanager
+def of_both(model: Any, tuned: Sequence[bool]) -> Iterator[dict[str, Any]]:
+    """Inside the block each row is the tuned model's or the base model's.
+
+    Args:
+        model: where `mixes_adapters` is not true, all rows must be of one of the two.
+        tuned: which, a row.
+
+    Yields:
+        What the forward pass has to be told besides; empty where all rows are of one model.
+    """
+    if all(tuned) or not hasattr(model, "disable_adapter"):
+        yield {}
+    elif not any(tuned):
+        with model.disable_adapter():
+            yield {}
+    else:
+        yield {"adapter_names": [model.active_adapter if one else "__base__" for one in tuned]}
+
+
+def joined(cache: Any, mask: Tensor, others: Any, other_mask: Tensor) -> tuple[Any, Tensor]:
+    """One cache and mask of the rows of two, the shorter ones padded in front.
+
+    Args:
+        cache, others: with all keys and values (`has_plain_cache`).
+        mask, other_mask: int64 [batch, seq] of them.
+    """
+    length = max(mask.shape[1], other_mask.shape[1])
+
+    def padded(tensor: Tensor, dim: int) -> Tensor:
+        shape = list(tensor.shape)
+        shape[dim] = length - shape[dim]
+        return torch.cat([tensor.new_zeros(shape), tensor], dim=dim) if shape[dim] else tensor
+
+    for layer, other in zip(cache.layers, others.layers, strict=True):
+        layer.keys = torch.cat([padded(layer.keys, 2), padded(other.keys, 2)])
+        layer.values = torch.cat([padded(layer.values, 2), padded(other.values, 2)])
+    return cache, torch.cat([padded(mask, 1), padded(other_mask, 1)])
+
+
+def without_leading(cache: Any, mask: Tensor) -> Tensor:
+    """The mask without the positions in front that no row needs; they leave the cache as well."""
+    first = int(mask.any(0).int().argmax())
+    if first:
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, first:], layer.values[:, :, first:]
+    return mask[:, first:]

@@ -94,7 +94,6 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     older = [file for file in parent.iterdir() if file.is_file()] if parent else []
     if parent:
         check_base(parent, prepared.base)
-        read_part(parent)
     return create_run(
         name,
         _manifest(prepared, name, key, sources, parent),
@@ -194,6 +193,7 @@ def _parent(recipe: Recipe) -> Path | None:
             "name a run that trained lora, or a folder that peft saved",
             "no-adapter",
         )
+    read_part(folder)  # refuses what is more than plain LoRA
     return folder
 
 

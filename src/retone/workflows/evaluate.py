@@ -26,7 +26,7 @@ from retone.evaluation.style import written_instruction
 from retone.evaluation.texts import METRICS as TEXT_METRICS
 from retone.evaluation.texts import in_two, text_candidates
 from retone.evaluation.verdict import verdict
-from retone.inference.engine import Answer
+from retone.inference.sampling import Answer
 from retone.run_dir import (
     Run,
     file_sha256,

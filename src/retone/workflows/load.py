@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from retone import console
 from retone.chat_template import ChatTemplate
+from retone.config import Recipe
 from retone.conversation import Conversation, Message
 from retone.data.spool import read_rows
 from retone.errors import InputError
-from retone.inference.engine import Answer, Engine, Sampling
+from retone.inference.engine import Engine
+from retone.inference.sampling import Answer, Sampling
 from retone.models.loading import load_base, load_tokenizer
 from retone.models.locate import LocatedModel, locate
 from retone.models.saving import load_tuned
 from retone.planning import Resolved, probe_machine
 from retone.run_dir import Run, find_run, read_json
+
+FROM_TEST = 6  # rows that are asked where a recipe has no showcase
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class Tuned:
         """The text of the tuned model's answer to one prompt."""
         return self.ask(text).text
 
+    def sampled(self, **changes: Any) -> Sampling:
+        """The run's own way of picking tokens with some fields of it changed."""
+        return replace(self.sampling, **changes)
+
     @property
     def sampling(self) -> Sampling:
         """Greedy, as long as the longest reference allows."""
@@ -108,6 +116,13 @@ def open_run(run: Run, *, offline: bool = False) -> Opened:
 def read_split(run: Run, name: str, most: int | None = None) -> list[Conversation]:
     """The prepared conversations of train, validation or test, the first `most` of them."""
     return read_rows(run.split(name), most)
+
+
+def sample_questions(run: Run, recipe: Recipe) -> list[str]:
+    """What the run can be asked: the recipe's showcase, else questions of its first test rows."""
+    if recipe.data.showcase or recipe.data.task == "text":
+        return list(recipe.data.showcase)
+    return [row.question for row in read_split(run, "test", FROM_TEST) if row.question]
 
 
 def load(run: str | Run = "latest", *, offline: bool = False) -> Tuned:

@@ -8,6 +8,7 @@ from typing import Any
 
 from retone.evaluation.data_page import DataReport
 from retone.evaluation.report import ReportData, render_report
+from retone.evaluation.votes import Votes
 from retone.run_dir import Run, read_json, read_jsonl, write_whole
 
 
@@ -45,6 +46,7 @@ def report_data(run: Run, evaluation: Path) -> ReportData:
         provenance=provenance(manifest),
         commands=commands(run),
         notes=stored["notes"],
+        votes=str(Votes(run.votes).tally() or ""),
     )
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from retone import console
 from retone.errors import InputError, nearest
 from retone.recipe_file import bundled_recipes, describe_fields
-from retone.run_dir import Run, all_runs, read_json, runs_root, write_whole
+from retone.run_dir import Run, all_runs, check_name, read_json, runs_root, write_whole
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,19 @@ class Runs:
 
     runs: list[Run]
     deleted: list[str]
+    renamed: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The object of `retone runs --json`."""
-        return {"runs": [_facts(run) for run in self.runs], "deleted": self.deleted}
+        facts = [_facts(run) for run in self.runs]
+        return {"runs": facts, "deleted": self.deleted, "renamed": self.renamed}
 
     def show(self) -> None:
         """Print a table."""
         for name in self.deleted:
             console.out().print(f"deleted {escape(name)}")
+        if self.renamed:
+            console.out().print(f"it is called {escape(self.renamed)} now")
         if not self.runs:
             console.out().print(f"no runs in {escape(str(runs_root()))}; retone run yoda makes one")
             return
@@ -41,23 +45,39 @@ class Runs:
         console.out().print(console.table("", ["run", "status", "model", "made", "size"], rows))
 
 
-def runs(*, delete: list[str] | None = None) -> Runs:
-    """List the runs, after deleting those named (all names are checked first)."""
-    known = {run.name: run for run in all_runs()}
-    unknown = [name for name in delete or [] if name not in known]
-    if unknown:
-        raise InputError(
-            f'there is no run "{unknown[0]}"',
-            f"runs in {runs_root()}: {', '.join(known) or 'none'}{nearest(unknown[0], known)}",
-            "retone runs   (lists the names that can be deleted)",
-            "unknown-run",
-        )
-    doomed = [known[name] for name in delete or []]
+def runs(*, delete: list[str] | None = None, rename: tuple[str, str] | None = None) -> Runs:
+    """List the runs, after deleting those named (all names are checked first), or renaming one."""
+    found = {run.name: run for run in all_runs()}
+    doomed = [_known(name, found) for name in delete or []]
     for run in doomed:
         with run.locked():
             pass  # refuses a run that another process works on
         shutil.rmtree(run.path)
-    return Runs(all_runs(), [run.name for run in doomed])
+    if rename:
+        _rename(_known(rename[0], found), rename[1])
+    return Runs(all_runs(), [run.name for run in doomed], rename[1] if rename else "")
+
+
+def _known(name: str, found: dict[str, Run]) -> Run:
+    if name not in found:
+        raise InputError(
+            f'there is no run "{name}"',
+            f"runs in {runs_root()}: {', '.join(found) or 'none'}{nearest(name, found)}",
+            "retone runs   (lists them)",
+            "unknown-run",
+        )
+    return found[name]
+
+
+def _rename(run: Run, name: str) -> None:
+    check_name(name)
+    target = run.path.with_name(name)
+    if target.exists():
+        raise InputError(
+            "there is a run of that name already", str(target), "choose another name", "exists"
+        )
+    with run.locked():
+        run.path.rename(target)
 
 
 @dataclass(frozen=True)

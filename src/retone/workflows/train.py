@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.markup import escape
 
 from retone import console
+from retone.conversation import Message
 from retone.data.preparing import PreparedData
+from retone.inference.engine import Engine
 from retone.models.adapters import initial_part, own_part, read_part
 from retone.models.methods import METHODS, count_parameters
 from retone.models.saving import add_older, save_tuned
@@ -17,7 +20,7 @@ from retone.recipe_file import find_recipe, load_recipe
 from retone.run_dir import Run, read_json, whole_folder, write_json
 from retone.training.loop import FitData, FitResult, fit
 from retone.workflows.create import create
-from retone.workflows.load import open_run
+from retone.workflows.load import Opened, Tuned, open_run, sample_questions
 
 
 def train(run: Run, *, offline: bool = False) -> FitResult:
@@ -55,7 +58,7 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
             objective=recipe.objective,
             checkpoints=run.checkpoints,
             metrics=run.metrics,
-            listen=_listener(tick, recipe.train.minutes),
+            listen=_listener(tick, recipe.train.minutes, _asker(run, opened, model)),
         )
         with whole_folder(run.model if method.saved_as == "model" else run.adapter) as staging:
             save_tuned(
@@ -70,6 +73,28 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
             )
         write_json(run.training, {**asdict(result), "parameters": asdict(parameters)})
     return result
+
+
+def _asker(run: Run, opened: Opened, model: Any) -> Callable[[int], None]:
+    """A function of the step that has the model answer a few questions, kept in samples.jsonl."""
+    recipe = opened.resolved.recipe
+    questions = sample_questions(run, recipe)[: recipe.train.sample_answers]
+    engine = Engine(model, opened.tokenizer, opened.template)
+    tuned = Tuned(engine, opened.resolved)
+
+    def ask(step: int) -> None:
+        if not questions:
+            return
+        model.eval()
+        prompts = [tuned.messages(Message("user", question)) for question in questions]
+        answers = engine.tuned(prompts, tuned.sampling)
+        model.train()
+        with run.samples.open("a", encoding="utf-8") as file:
+            for question, answer in zip(questions, answers, strict=True):
+                line = {"step": step, "question": question, "answer": answer.text}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    return ask
 
 
 @dataclass(frozen=True)
@@ -110,13 +135,16 @@ def train_recipe(
     return TrainResult(found)
 
 
-def _listener(tick: console.Ticker, minutes: float | None) -> Any:
-    """Turns lines of metrics.jsonl into the live line."""
+def _listener(
+    tick: console.Ticker, minutes: float | None, ask: Callable[[int], None]
+) -> Callable[[dict[str, Any]], None]:
+    """Turns lines of metrics.jsonl into the live line; asks the model at each evaluation loss."""
     seen: dict[str, float] = {}
 
     def listen(line: dict[str, Any]) -> None:
         if "eval_loss" in line:
             seen["eval"] = line["eval_loss"]
+            ask(line["step"])
         detail = console.training_detail(line, seen.get("eval"))
         if line["total_steps"] is None:
             done, total = int(line["seconds"]), int(60 * (minutes or 0))

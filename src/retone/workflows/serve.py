@@ -1,0 +1,218 @@
+"""`retone serve`: the web app and the OpenAI-compatible API, on this machine alone by default."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import threading
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from retone import console
+from retone.errors import InputError, MachineError
+from retone.evaluation.votes import Votes
+from retone.run_dir import Run, all_runs, find_run, read_json
+from retone.workflows import jobs
+from retone.workflows.inspect import inspect
+from retone.workflows.load import load, sample_questions
+from retone.workflows.report import write_report
+
+PASSWORD = "RETONE_PASSWORD"  # keys come from the environment alone
+USER = "retone"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+DONE = ("finished", "trained")
+
+
+def serve(
+    run: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    api_only: bool = False,
+    offline: bool = False,
+) -> None:
+    """Serve until Ctrl-C.
+
+    Args:
+        run: a run's directory, name, or latest; the newest finished one when left out.
+        host: any other than this machine's own needs a password in the environment.
+        port: 0 takes a free one.
+        api_only: no pages, only the API.
+        offline: never ask a network.
+
+    Raises:
+        InputError: there is no such run, or no password for another host.
+        MachineError: a package is missing, or the port is taken.
+    """
+    password = os.environ.get(PASSWORD) or None
+    if host not in LOOPBACK and not password:
+        raise InputError(
+            "others can reach this address, so a password is needed",
+            f"--host {host}, and {PASSWORD} is not set",
+            f"export {PASSWORD}=...   (the app asks for it, with the user name {USER}; "
+            "the API takes it as bearer token)",
+            "no-password",
+        )
+    _require_packages(api_only)
+    desk = FrontDesk(offline=offline)
+    chosen = find_run(run).name if run else next(iter(desk.runs()), None)
+    if api_only and not chosen:
+        raise InputError(
+            "there is no run to serve", "no run is trained yet", "retone run yoda", "unknown-run"
+        )
+    with _bound(host, port) as listener:
+        if chosen:
+            desk.open(chosen)
+        _serve(desk, chosen, listener, host, password, api_only=api_only)
+
+
+class FrontDesk:
+    """What the app and the API ask for: one run is held at a time."""
+
+    def __init__(self, *, offline: bool = False) -> None:
+        self._offline = offline
+        self._lock = threading.Lock()
+        self._open: tuple[str, Any] | None = None
+
+    def runs(self) -> list[str]:
+        """Names of runs that can be talked to, newest first."""
+        return [run.name for run in reversed(all_runs()) if run.status in DONE]
+
+    def open(self, name: str) -> Any:
+        """The run as `desk.Opened`; another one that was open is closed."""
+        from retone.inference.api import Served
+        from retone.inference.desk import Opened
+        from retone.inference.service import Service
+
+        with self._lock:
+            if self._open is None or self._open[0] != name:
+                run = find_run(name)
+                tuned = load(run, offline=self._offline)
+                if self._open is not None:
+                    self._open[1].close()
+                base = read_json(run.manifest)["base"]["name"]
+                service = Service(tuned.engine)
+                self._open = name, service
+                self._served = Served(service, run.name, base, tuned.sampling, tuned.system or "")
+                self._examples = sample_questions(run, tuned.resolved.recipe)
+            run = find_run(name)
+            return Opened(self._served, self._examples, partial(_about, run), partial(_report, run))
+
+    def served(self) -> Any:
+        """What the API serves: the run that is open. Raises `api.Refused` where there is none."""
+        from retone.inference.api import Refused
+
+        if self._open is None:
+            raise Refused(503, "no run is open yet", code="no_model")
+        return self._served
+
+    def vote(
+        self, name: str, question: str, answers: tuple[str, str], tuned_at: int, choice: str
+    ) -> str:
+        """Keep a blind vote and draw the report again; the tally as a sentence."""
+        run = find_run(name)
+        votes = Votes(run.votes)
+        votes.add(question, answers, tuned_at, choice)
+        if run.status == "finished":
+            write_report(run, run.evaluation(), run.report)
+        return str(votes.tally())
+
+    def inspect(self, path: str, base: str, prompt: str, answer: str) -> tuple[str, str]:
+        """The page of `retone inspect` for a file, and what stands in the way of training."""
+        data = jobs.data_values(path, prompt, answer)
+        sets = [f"data.columns={jobs.inline(data['columns'])}"] if "columns" in data else []
+        with tempfile.TemporaryDirectory() as folder:
+            page = Path(folder) / "data.html"
+            found = inspect(
+                [path], html=page, flags={"model": base}, sets=sets, offline=self._offline
+            )
+            errors = [finding["message"] for finding in found.diagnosis.as_json()["findings"]
+                      if finding["severity"] == "error"]  # fmt: skip
+            return page.read_text(encoding="utf-8"), "; ".join(errors)
+
+    def close(self) -> None:
+        """Let the model go."""
+        if self._open is not None:
+            self._open[1].close()
+
+
+def _serve(
+    desk: FrontDesk, chosen: str | None, listener: socket.socket, host: str, password: str | None,
+    *, api_only: bool,
+) -> None:  # fmt: skip
+    import uvicorn
+
+    from retone.inference.api import create_api
+
+    api: Any = create_api(desk.served, host=host, token=password)
+    if not api_only:
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        import gradio
+
+        from retone.inference.app import CSS, build_app, theme
+        from retone.inference.desk import Desk
+
+        pages = build_app(
+            Desk(
+                runs=desk.runs, open=desk.open, vote=desk.vote, choices=jobs.choices,
+                inspect=desk.inspect, start=jobs.start, job=jobs.state, stop=jobs.stop,
+            ),
+            chosen,
+        )  # fmt: skip
+        api = gradio.mount_gradio_app(
+            api, pages, path="/", theme=theme(), css=CSS, footer_links=[], ssr_mode=False,
+            auth=(USER, password) if password else None, max_file_size="1gb",
+        )  # fmt: skip
+    listener.listen()
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    console.err.print(f"API: {address}/v1" + ("" if api_only else f"   app: {address}"))
+    console.err.print("Ctrl-C stops it", style="dim")
+    server = uvicorn.Server(uvicorn.Config(api, log_level="warning", timeout_graceful_shutdown=5))
+    try:
+        server.run(sockets=[listener])
+    finally:
+        desk.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at the address; MachineError where it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise MachineError(
+            "the address cannot be used",
+            f"{host} port {port}: {error.strerror}",
+            "retone serve --port 0   (takes a free one)",
+            "port-taken",
+        ) from error
+    return listener
+
+
+def _require_packages(api_only: bool) -> None:
+    wanted = ["fastapi", "uvicorn"] + ([] if api_only else ["gradio"])
+    missing = [name for name in wanted if find_spec(name) is None]
+    if missing:
+        raise MachineError(
+            "the web app and the API need further packages",
+            f"not installed: {', '.join(missing)}",
+            "pip install 'retone[app]'",
+            "no-app",
+        )
+
+
+def _report(run: Run) -> str:
+    return run.report.read_text(encoding="utf-8") if run.report.is_file() else ""
+
+
+def _about(run: Run) -> str:
+    """The verdict and what to know of the base, in a line."""
+    verdict = read_json(run.scores)["verdict"] if run.status == "finished" else "not evaluated yet"
+    note = read_json(run.manifest)["base"]["note"]
+    return f"**{run.name}**: {verdict}." + (f" {note}" if note else "")

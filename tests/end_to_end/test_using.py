@@ -1,0 +1,362 @@
+"""Using a run: chat, test, batch, cache, rename, blind votes, jobs and the server (tiny model)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from retone.cli import main
+from retone.errors import InputError
+from retone.evaluation.votes import Votes, sign_test
+from retone.run_dir import find_run, read_json, read_jsonl
+from retone.workflows import batch as batch_module
+from retone.workflows import jobs
+from retone.workflows.chat import read_turn
+
+NOUNS = ("cat", "dog", "bird", "fish", "mouse", "horse", "goat", "sheep", "duck", "goose", "hen")
+RECIPE = """
+model.name = "{base}"
+[data]
+train = "rows.csv"
+system = "Be Yoda."
+showcase = ["Hello there."]
+[train]
+max_steps = 4
+batch_size = 8
+learning_rate = 1e-2
+evaluate_every = 2
+sample_answers = 1
+[evaluate]
+max_new_tokens = 6
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run, `my`."""
+    folder = tmp_path_factory.mktemp("using")
+    base = tiny.folder(folder / "base", initializer_range=0.3)
+    (folder / "my.toml").write_text(RECIPE.format(base=base))
+    rows = [f"The {noun} sleeps,Sleeps the {noun} does" for noun in NOUNS]
+    (folder / "rows.csv").write_text("prompt,completion\n" + "\n".join(rows) + "\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["run", "my.toml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def work(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(trained)
+    return trained
+
+
+def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str) -> Any:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    capsys.readouterr()
+    assert main(["chat", "my"]) == 0
+    return capsys.readouterr()
+
+
+def test_what_was_said_is_saved_as_data(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "Hi.\n/system Be brief.\nWho\\\nare you?\n/save talk.jsonl\n/save talk.jsonl\n/exit\n"
+    told = talk(monkeypatch, capsys, said)
+    assert "talk.jsonl is there already" in told.err
+    (row,) = read_jsonl(work / "talk.jsonl")
+    turns = row["messages"]
+    assert turns[0] == {"role": "system", "content": "Be brief."}
+    assert [turn["role"] for turn in turns[1:]] == ["user", "assistant"] * 2
+    assert turns[3]["content"] == "Who\nare you?"
+    assert main(["inspect", "talk.jsonl", "--model", str(work / "base")]) in (0, 1)
+    assert "messages" in capsys.readouterr().out
+
+
+def test_both_sides_retry_and_temperature(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "/retry\n/both\nHi.\n/temp 9\n/temp 1.2\n/retry\n/reset\n/what\n/help\n/exit\n"
+    told = talk(monkeypatch, capsys, said)
+    assert told.out.count("tuned") == told.out.count("base") == 2
+    for text in ("nothing was asked yet", "not '9'", "temperature 1.2", "forgotten",
+                 "there is no /what", "/both"):  # fmt: skip
+        assert text in told.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("one\n", "one"),
+        ("", None),
+        ("one\\\ntwo\\\nthree\nfour\n", "one\ntwo\nthree"),
+        ('"""\none\n\ntwo\n"""\nthree\n', "one\n\ntwo"),
+        ('"""one\ntwo"""\n', "one\ntwo"),
+        ('"""one\ntwo', "one\ntwo"),
+    ],
+)
+def test_several_lines_are_one_text(
+    typed: str, read: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    assert read_turn() == read
+
+
+def test_answers_on_the_way_are_kept(work: Path) -> None:
+    found = read_jsonl(find_run("my").samples)
+    assert [line["step"] for line in found] == [2, 4]
+    assert {line["question"] for line in found} == {"Hello there."}
+
+
+def test_batch_goes_on_where_it_was_stopped(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = [f"Where is the {noun}?" for noun in NOUNS]
+    (work / "ask.txt").write_text("\n\n".join(prompts) + "\n")
+    assert main(["batch", "my", "ask.txt", "-o", "whole.jsonl"]) == 0
+    whole = read_jsonl(work / "whole.jsonl")
+    assert [row["prompt"] for row in whole] == prompts
+    assert [row["row"] for row in whole] == list(range(1, len(prompts) + 1))
+
+    monkeypatch.setattr(batch_module, "CHUNK", 1)
+    monkeypatch.setattr("retone.inference.engine.Engine.tuned", stopping_after(2))
+    loaded = batch_module.load
+
+    def small(*given: Any, **named: Any) -> Any:
+        tuned = loaded(*given, **named)
+        tuned.engine.batch_size = 4
+        return tuned
+
+    monkeypatch.setattr(batch_module, "load", small)
+    assert main(["batch", "my", "ask.txt", "-o", "parts.jsonl"]) == 130
+    assert not (work / "parts.jsonl").exists()
+    partial = work / "parts.jsonl.partial"
+    assert len(partial.read_text().splitlines()) == 9
+    with partial.open("a") as file:
+        file.write('{"row": 9, "pro')  # a line that a kill cut short
+    monkeypatch.undo()
+    monkeypatch.chdir(work)
+    capsys.readouterr()
+    assert main(["batch", "my", "ask.txt", "-o", "parts.jsonl", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["resumed"] == 8
+    assert read_jsonl(work / "parts.jsonl") == whole
+    assert not partial.exists()
+    assert main(["batch", "my", "ask.txt", "-o", "parts.jsonl"]) == 2
+    assert "there already" in capsys.readouterr().err
+
+
+def stopping_after(batches: int) -> Any:
+    from retone.inference.engine import Engine
+
+    real, count = Engine.tuned, [0]
+
+    def tuned(self: Any, prompts: Any, sampling: Any) -> Any:
+        count[0] += 1
+        if count[0] > batches:
+            raise KeyboardInterrupt
+        return real(self, prompts, sampling)
+
+    return tuned
+
+
+def test_batch_reads_rows_of_any_shape(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "odd.csv").write_text("id,utterance\n1,Hello there.\n2,Who are you?\n")
+    assert main(["batch", "my", "odd.csv", "-o", "odd.jsonl", "--column", "utterance"]) == 0
+    assert [row["prompt"] for row in read_jsonl(work / "odd.jsonl")] == [
+        "Hello there.", "Who are you?",
+    ]  # fmt: skip
+    assert main(["batch", "my", "rows.csv", "-o", "base.jsonl", "--base"]) == 0
+    assert len(read_jsonl(work / "base.jsonl")) == len(NOUNS)
+    (work / "nothing.txt").write_text("\n\n")
+    assert main(["batch", "my", "nothing.txt", "-o", "none.jsonl"]) == 2
+    assert "nothing to answer" in capsys.readouterr().err
+    assert not (work / "none.jsonl").exists()
+
+
+def test_sample_questions(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "my", "-o", "found.json"]) == 0
+    kept = read_json(work / "found.json")
+    assert [one["question"] for one in kept["answers"]] == ["Hello there."]
+    assert kept["answers"][0]["tuned"]["text"] in capsys.readouterr().out
+
+
+def test_runs_are_renamed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--rename", "my", "ours"]) == 0
+    assert find_run("ours").status == "finished"
+    assert main(["runs", "--rename", "ours", "my"]) == 0
+    assert main(["runs", "--rename", "nobody", "x"]) == 2
+    assert main(["runs", "--rename", "my", "../x"]) == 2
+    (work / "runs" / "taken").mkdir()
+    assert main(["runs", "--rename", "my", "taken"]) == 2
+    assert find_run("my").status == "finished"
+
+
+def test_the_cache_is_listed_and_deleted(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["cache", "--json"]) == 0
+    kept = {one["name"]: one for one in json.loads(capsys.readouterr().out)["kept"]}
+    assert kept["answers"]["bytes"] > 0
+    assert main(["cache", "--delete", "nobody"]) == 2
+    assert (work / "runs" / ".answers").is_dir()
+    assert main(["cache", "--delete", "answers"]) == 0
+    assert not (work / "runs" / ".answers").exists()
+
+
+def test_votes_are_kept_and_tested(tmp_path: Path) -> None:
+    votes = Votes(tmp_path / "votes.sqlite3")
+    assert votes.tally() is None
+    for side, choice in ((0, "a"), (1, "b"), (0, "b"), (1, "equal"), (1, "b")):
+        votes.add("Who?", ("this", "that"), side, choice)
+    tally = votes.tally()
+    assert tally is not None
+    assert (tally.tuned, tally.base, tally.equal) == (3, 1, 1)
+    assert tally.p == pytest.approx(0.625)  # 2 * (4 + 1) / 2^4
+    assert "may be luck" in str(tally)
+    assert sign_test(10, 0, 3).p == pytest.approx(2 / 1024)
+    assert "luck" not in str(sign_test(10, 0, 3))
+
+
+def test_a_vote_stands_in_the_report(work: Path) -> None:
+    from retone.workflows.serve import FrontDesk
+
+    run = find_run("my")
+    assert "Blind votes" not in run.report.read_text()
+    told = FrontDesk(offline=True).vote("my", "Who <b>?", ("x", "y"), 1, "b")
+    assert told.startswith("1 vote: 1 tuned, 0 base, 0 equal")
+    assert f"sides drawn by lot: {told}" in run.report.read_text()
+
+
+def until_done(job: Any, seconds: float = 120) -> Any:
+    for _ in range(int(seconds / 0.25)):
+        state = jobs.state()
+        if state.status != "running":
+            return state
+        time.sleep(0.25)
+    raise AssertionError(job)
+
+
+def test_a_job_trains_in_a_process_of_its_own(work: Path) -> None:
+    columns = ("", "")
+    name = jobs.start("rows.csv", str(work / "base"), "lora", *columns, "my", 2).name
+    assert name == "my-2"  # that of a run is never taken
+    with pytest.raises(InputError, match="running already"):
+        jobs.start("rows.csv", str(work / "base"), "lora", *columns, "other", 2)
+    state = until_done(name)
+    assert state.status == "finished", state.told
+    assert {kind for _, kind, _ in state.curve} == {"training", "validation"}
+    assert state.samples
+    recipe = read_json(find_run(name).resolved)["recipe"]
+    assert recipe["train"]["epochs"] == 2
+    assert recipe["model"]["name"] == str(work / "base")
+
+
+def test_a_job_that_fails_says_why(work: Path) -> None:
+    (work / "bad.csv").write_text("number\n1\n2\n")
+    jobs.start("bad.csv", str(work / "base"), "lora", "", "", "bad", None)
+    state = until_done("bad")
+    assert state.status == "failed"
+    assert "no shape that is known" in state.told
+    with pytest.raises(InputError):
+        jobs.start("rows.csv", str(work / "base"), "lora", "", "", "no name", None)
+
+
+def test_a_job_is_stopped_and_its_recipe_goes_on(work: Path) -> None:
+    jobs.start("rows.csv", str(work / "base"), "lora", "prompt", "completion", "long", 5000)
+    for _ in range(400):
+        if jobs.state().curve:
+            break
+        time.sleep(0.1)
+    state = jobs.stop()
+    assert state.status == "stopped"
+    assert find_run("long").status == "interrupted"
+    assert "recipe.toml" in state.told
+
+
+def served(work: Path, *arguments: str, **environment: str) -> tuple[Any, str]:
+    """A real server on a free port; who asks stops it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retone", "serve", "my", "--port", "0", "--offline", *arguments],
+        cwd=work, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("API: "):
+            return process, line.split()[1].removesuffix("/v1")
+    raise AssertionError("the server did not start")
+
+
+def stopped(process: Any) -> int:
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    return int(process.returncode)
+
+
+def test_the_server_answers_and_stops(work: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    process, address = served(work, "--api-only", RETONE_PASSWORD="secret word")
+    try:
+        with urllib.request.urlopen(f"{address}/health") as found:
+            assert json.load(found)["model"] == "my"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(f"{address}/v1/models")
+        body = {"model": "my", "messages": [{"role": "user", "content": "Hi."}]}
+        request = urllib.request.Request(
+            f"{address}/v1/chat/completions", json.dumps(body).encode(),
+            {"content-type": "application/json", "authorization": "Bearer secret word"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request) as found:
+            assert json.load(found)["usage"]["completion_tokens"] > 0
+    finally:
+        assert stopped(process) in (0, 130)
+
+
+@pytest.mark.parametrize("password", ["", "secret"])
+def test_the_pages_open_and_a_password_closes_them(work: Path, password: str) -> None:
+    pytest.importorskip("gradio", reason="the extra `app` is not installed")
+    process, address = served(work, RETONE_PASSWORD=password)
+    try:
+        with urllib.request.urlopen(address) as found:
+            page = found.read().decode()
+        fetched = re.findall(r"""(?:src|<link[^>]*href)=["'](https?://[^"']+)""", page)
+        assert [link for link in fetched if not link.startswith(address)] == []
+        config = f"{address}/config"
+        if password:
+            with pytest.raises(urllib.error.HTTPError, match="401"):
+                urllib.request.urlopen(config)
+        else:
+            with urllib.request.urlopen(config) as found:
+                assert json.load(found)["title"] == "retone"
+    finally:
+        assert stopped(process) in (0, 130)
+
+
+def test_serving_is_refused_with_what_to_do(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    monkeypatch.delenv("RETONE_PASSWORD", raising=False)
+    assert main(["serve", "my", "--host", "0.0.0.0", "--api-only"]) == 2
+    assert "RETONE_PASSWORD" in capsys.readouterr().err
+    assert main(["serve", "nobody", "--port", "0", "--api-only"]) == 2
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert main(["serve", "my", "--port", port, "--api-only"]) == 3
+    assert "--port 0" in capsys.readouterr().err
