@@ -1,6 +1,6 @@
 """Writing answers: tokens a second for one prompt and for 24, and the first token of a cold `ask`.
 
-    python benchmarks/generate.py [--json] [--rounds 5] [--tokens 64]
+    python benchmarks/generate.py [--json] [--rounds 3] [--tokens 64]
 
 Everybody writes so many tokens for the same prompts, greedy, and nobody may stop early.
 """
@@ -53,7 +53,7 @@ def main() -> int:
     """Measure in turns; 0 when everything ran."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="retone-generate-") as name:

@@ -13,9 +13,9 @@ from retone.config import MethodSection
 from retone.conversation import Message
 from retone.inference.decoding import Decoder, Row
 from retone.inference.engine import Engine, TextStream
+from retone.inference.row_lora import RowLora
 from retone.inference.sampling import Sampling
 from retone.models.methods import METHODS
-from retone.models.partial import mixes_adapters
 
 SAID = [
     "The cat sleeps.",
@@ -137,9 +137,9 @@ def test_a_sliding_window_lets_nobody_join_midway() -> None:
     ],
 )
 def test_tuned_and_base_rows_in_one_loop(kind: str, fields: dict[str, Any], mixed: bool) -> None:
-    """Plain LoRA in one pass (peft's mixed batches), everything else side by side."""
+    """Plain LoRA in one pass, everything else side by side."""
     engine = tuned_engine(kind, **fields)
-    assert mixes_adapters(engine.model) is mixed
+    assert RowLora.mixes(engine.model) is mixed
     sampling = Sampling(max_new_tokens=10)
     tuned, base = rows(engine, sampling), rows(engine, sampling, tuned=False)
     expected = [alone(engine, row) for row in (*tuned, *base)]
@@ -151,6 +151,25 @@ def test_tuned_and_base_rows_in_one_loop(kind: str, fields: dict[str, Any], mixe
     assert [row.ids for row in base] == [
         alone(plain_engine(), Row(row.prompt, row.sampling)) for row in base
     ]
+
+
+@pytest.mark.parametrize("fields", [{}, {"targets": ["q_proj", "down_proj"]}, {"rslora": True}])
+def test_the_lean_pass_of_lora_is_peft_s(fields: dict[str, Any]) -> None:
+    """Logits of tuned, base and mixed rows against peft's own forward pass, the plain twin."""
+    model = tuned_engine("lora", **fields).model
+    lean = RowLora(model)
+    ids = torch.randint(3, 320, (4, 9), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        tuned = model(ids).logits
+        with model.disable_adapter():
+            base = model(ids).logits
+        assert not torch.allclose(tuned, base, atol=1e-2)
+        for who in ([True] * 4, [False] * 4, [True, False, False, True]):
+            with lean.of(who):
+                found = model(ids).logits
+            expected = torch.where(torch.tensor(who)[:, None, None], tuned, base)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(ids).logits, tuned, rtol=0, atol=0)
 
 
 def test_a_seed_gives_an_answer_whoever_else_is_written() -> None:

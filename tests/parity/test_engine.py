@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def engine(attention: str = "sdpa", **settings: Any) -> Engine:
 
 def shared(asked: Engine, prompts: list[Any]) -> int:
     """Leading tokens that are read once."""
-    return _Group(asked.model, 0)._shared(prompts)
+    return _Group(asked.model, 0, lambda tuned: nullcontext())._shared(prompts)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

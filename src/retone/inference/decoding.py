@@ -8,25 +8,29 @@ is plain LoRA, side by side otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from retone.data.batching import common_prefix
+from retone.inference.row_lora import RowLora
 from retone.inference.sampling import Picker, Sampling, TokenChance, chance
 from retone.models.partial import (
+    base_or_tuned,
     forward_last,
     has_plain_cache,
     joined,
     learned_cache,
-    mixes_adapters,
-    of_both,
     prefix_cache,
     without_leading,
 )
+
+Side = Callable[[Sequence[bool]], AbstractContextManager[None]]
 
 
 @dataclass(eq=False)
@@ -69,7 +73,8 @@ class Decoder:
         self._stop_ids = stop_ids
         self._pad_id = pad_id
         self._context = getattr(model.config, "max_position_embeddings", 1 << 30)
-        self._mixed = mixes_adapters(model)
+        self._mixed = RowLora.mixes(model)
+        self._side: Side = RowLora(model).of if self._mixed else partial(base_or_tuned, model)
         self._groups: dict[bool | None, _Group] = {}
 
     @property
@@ -86,7 +91,7 @@ class Decoder:
     def join(self, rows: Sequence[Row]) -> None:
         """Read the prompts of rows and pick the first token of each."""
         for key in dict.fromkeys(self._key(row) for row in rows):
-            group = self._groups.setdefault(key, _Group(self._model, self._pad_id))
+            group = self._groups.setdefault(key, _Group(self._model, self._pad_id, self._side))
             fresh = [row for row in rows if self._key(row) == key]
             self._pick(fresh, group.join(fresh))
 
@@ -123,17 +128,21 @@ class Decoder:
 class _Group:
     """Rows that go through the model together: their keys and values, and which of them count."""
 
-    def __init__(self, model: Any, pad_id: int) -> None:
+    def __init__(self, model: Any, pad_id: int, side: Side) -> None:
         self.rows: list[Row] = []
         self._model = model
         self._pad_id = pad_id
+        self._side = side
         self._cache: Any = None
         self._mask = torch.empty(0)  # int64 [rows, seq], 0 where padded
 
     def join(self, rows: Sequence[Row]) -> Tensor:
         """Logits [rows, vocabulary] behind the prompts of rows, which are in the group then."""
-        with of_both(self._model, [row.tuned for row in rows]) as chosen:
-            cache, mask, logits = self._read([row.prompt for row in rows], chosen)
+        tuned = [row.tuned for row in rows]
+        with self._side(tuned):
+            cache, mask, logits = self._read(
+                [row.prompt for row in rows], alike=len(set(tuned)) < 2
+            )
         if self.rows:
             cache, mask = joined(self._cache, self._mask, cache, mask)
         self._cache, self._mask = cache, mask
@@ -144,8 +153,8 @@ class _Group:
         """Logits [rows, vocabulary] behind the last token of every row."""
         last = torch.tensor([row.ids[-1:] for row in self.rows], device=self._mask.device)
         self._mask = torch.cat([self._mask, torch.ones_like(last)], dim=1)
-        with of_both(self._model, [row.tuned for row in self.rows]) as chosen:
-            return forward_last(self._model, last, self._mask, self._cache, **chosen)
+        with self._side([row.tuned for row in self.rows]):
+            return forward_last(self._model, last, self._mask, self._cache)
 
     def drop(self) -> None:
         """Let the finished rows go, and the padding that none of the others needs."""
@@ -162,10 +171,10 @@ class _Group:
             self._mask = without_leading(self._cache, self._mask)
 
     def _read(
-        self, prompts: Sequence[tuple[int, ...]], chosen: dict[str, Any]
+        self, prompts: Sequence[tuple[int, ...]], *, alike: bool
     ) -> tuple[Any, Tensor, Tensor]:
-        """Cache, mask and last logits of prompts; what all of them begin with is read once."""
-        shared = 0 if chosen else self._shared(prompts)
+        """Cache, mask and last logits of prompts; what alike rows begin with is read once."""
+        shared = self._shared(prompts) if alike else 0
         ids, mask = self._padded(prompts, shared)
         if shared:
             cache = prefix_cache(self._model, ids[:1, :shared], len(prompts))
@@ -173,7 +182,7 @@ class _Group:
             cache = learned_cache(self._model, len(prompts))
             learned = mask.new_ones(len(prompts), cache.get_seq_length())
             mask = torch.cat([learned, mask], dim=1)
-        logits = forward_last(self._model, ids[:, shared:], mask, cache, **chosen)
+        logits = forward_last(self._model, ids[:, shared:], mask, cache)
         return cache, mask, logits
 
     def _shared(self, prompts: Sequence[tuple[int, ...]]) -> int:

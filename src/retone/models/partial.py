@@ -88,7 +88,7 @@ def learned_cache(model: Any, rows: int) -> Any:
     return cache
 
 
-def forward_last(model: Any, ids: Tensor, mask: Tensor, cache: Any, **chosen: Any) -> Tensor:
+def forward_last(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     """Logits [batch, vocabulary] behind the last of `ids`.
 
     Args:
@@ -96,53 +96,26 @@ def forward_last(model: Any, ids: Tensor, mask: Tensor, cache: Any, **chosen: An
         ids: int64 [batch, new], what is not in the cache yet.
         mask: int64 [batch, seq], 0 where padded; the cache and `ids` together.
         cache: keys and values of what came before; those of `ids` are added.
-        chosen: what `of_both` gives.
     """
     # What is learned stands in the cache already, so peft need not add it.
     network = model.base_model if _active_prompt(model) is not None else model
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
     output = network(
         input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-        use_cache=True, logits_to_keep=1, **chosen,
+        use_cache=True, logits_to_keep=1,
     )  # fmt: skip
     logits: Tensor = output.logits[:, -1]
     return logits
 
 
-def mixes_adapters(model: Any) -> bool:
-    """Whether rows of the tuned and of the base model can go through the model together.
-
-    Plain LoRA can (peft's mixed batches); what changes anything else of the model cannot.
-    """
-    if not isinstance(model, PeftModel) or "disable_adapter" in vars(model):
-        return False
-    config = model.active_peft_config
-    return config.peft_type == PeftType.LORA and not (
-        config.use_dora
-        or config.bias != "none"
-        or config.modules_to_save
-        or config.trainable_token_indices
-    )
-
-
 @contextmanager
-def of_both(model: Any, tuned: Sequence[bool]) -> Iterator[dict[str, Any]]:
-    """Inside the block each row is the tuned model's or the base model's.
-
-    Args:
-        model: where `mixes_adapters` is not true, all rows must be of one of the two.
-        tuned: which, a row.
-
-    Yields:
-        What the forward pass has to be told besides; empty where all rows are of one model.
-    """
+def base_or_tuned(model: Any, tuned: Sequence[bool]) -> Iterator[None]:
+    """Inside the block a model is the one that all rows ask for: the tuned one, or the base."""
     if all(tuned) or not hasattr(model, "disable_adapter"):
-        yield {}
-    elif not any(tuned):
-        with model.disable_adapter():
-            yield {}
+        yield
     else:
-        yield {"adapter_names": [model.active_adapter if one else "__base__" for one in tuned]}
+        with model.disable_adapter():
+            yield
 
 
 def joined(cache: Any, mask: Tensor, others: Any, other_mask: Tensor) -> tuple[Any, Tensor]:
