@@ -18,7 +18,6 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ from retone.workflows.load import load
 
 BATCH = 24
 YODA = Path(__file__).resolve().parents[1] / "src/retone/datasets/yoda/test.jsonl"
-Write = Callable[[Sequence[tuple[int, ...]], int], int]
+Write = Callable[[Sequence[tuple[int, ...]], int], tuple[int, float]]
+STEPS = 20  # enough that tuned answers end by themselves
 # The moment of the first piece of an answer, seen from outside the process.
 COLD = """
 import sys, time
@@ -66,51 +66,65 @@ def main() -> int:
 def measured(folder: Path, rounds: int, tokens: int) -> dict[str, Any]:
     """All candidates in turns on one machine, in one run."""
     run = short_run(folder)
-    tuned = load(run, offline=True)
-    engine = tuned.engine
+    engine = load(run, offline=True).engine
     prompts = prompt_ids(engine)
-    info, llama = llama_cpp(folder, engine)
+    file = gguf(folder)
     writers: dict[str, dict[str, Write]] = {
         "base": {
             "retone": by_retone(engine, tuned=False),
             "transformers": by_generate(engine, tuned=False),
-            "llama.cpp Q4_1": llama,
+            "llama.cpp Q4_1": lambda *given: by_llama_cpp(file, *given),
         },
         "tuned": {
             "retone": by_retone(engine, tuned=True),
             "transformers": by_generate(engine, tuned=True),
         },
     }
-    figures: dict[str, Any] = {}
-    for size in (1, BATCH):
-        for model, candidates in writers.items():
-            rates: dict[str, list[float]] = {name: [] for name in candidates}
-            for number in range(rounds + 1):  # the first warms up
-                for name, write in candidates.items():
-                    start = time.perf_counter()
-                    written = write(prompts[:size], tokens)
-                    rate = written / (time.perf_counter() - start)
-                    if written != size * tokens:
-                        raise SystemExit(f"{name} wrote {written} tokens, not {size * tokens}")
-                    if number:
-                        rates[name].append(rate)
-            medians = {name: statistics.median(found) for name, found in rates.items()}
-            tell(f"{size} prompts, {model}: {medians}")
-            figures[f"{model}, {size} at once"] = {
-                "tokens_per_s": medians,
-                "spread": {name: [min(found), max(found)] for name, found in rates.items()},
-                "ratio": {name: medians["retone"] / rate for name, rate in medians.items()},
-            }
+    ending = frozenset(engine.template.stop_ids)
+    figures = {
+        f"{model}, {size} at once": in_turns(found, prompts[:size], tokens, rounds, exact=True)
+        for size in (1, BATCH)
+        for model, found in writers.items()
+    }
+    natural: dict[str, Write] = {
+        "retone": by_retone(engine, tuned=True, ending=ending),
+        "transformers": by_generate(engine, tuned=True, ending=ending),
+    }
+    figures[f"tuned, {BATCH} until they end"] = in_turns(
+        natural, prompts, tokens, rounds, exact=False
+    )
     return {
         "figures": figures,
         "cold_ask": cold(folder, run, rounds),
         "setting": {
-            "tokens": tokens, "rounds": rounds, "batch": BATCH,
+            "tokens": tokens, "rounds": rounds, "batch": BATCH, "steps": STEPS,
             "prompt_tokens": [min(map(len, prompts)), max(map(len, prompts))],
             "dtype": str(engine.model.dtype), "threads": torch.get_num_threads(),
-            "llama_cpp": info, "load": os.getloadavg()[0],
+            "llama_cpp": llama_cpp([str(file), "0"], [])["info"], "load": os.getloadavg()[0],
         },
     }  # fmt: skip
+
+
+def in_turns(
+    writers: dict[str, Write], prompts: list[tuple[int, ...]], tokens: int, rounds: int,
+    *, exact: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Tokens a second of everybody, medians over the rounds; the first one warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in writers}
+    for number in range(rounds + 1):
+        for name, write in writers.items():
+            written, seconds = write(prompts, tokens)
+            if exact and written != len(prompts) * tokens:
+                raise SystemExit(f"{name} wrote {written} tokens, not {len(prompts) * tokens}")
+            if number:
+                rates[name].append(written / seconds)
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    tell(f"{len(prompts)} prompts, exact {exact}: {medians}")
+    return {
+        "tokens_per_s": medians,
+        "spread": {name: [min(found), max(found)] for name, found in rates.items()},
+        "ratio": {name: medians["retone"] / rate for name, rate in medians.items()},
+    }
 
 
 def tell(text: str) -> None:
@@ -119,9 +133,9 @@ def tell(text: str) -> None:
 
 
 def short_run(folder: Path) -> str:
-    """A LoRA run of two steps: what it learned does not matter here."""
+    """A short LoRA run: how good its answers are does not matter here."""
     command = [sys.executable, "-m", "retone", "run", "yoda", "--set", "train.epochs=null"]
-    command += ["--set", "train.max_steps=2", "--set", "evaluate.limit=2", "--name", "short"]
+    command += ["--set", f"train.max_steps={STEPS}", "--set", "evaluate.limit=2", "--name", "short"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return str(folder / "runs" / "short")
 
@@ -133,63 +147,59 @@ def prompt_ids(engine: Engine) -> list[tuple[int, ...]]:
     return [engine.template.prompt_ids([system, Message("user", row["plain"])]) for row in rows]
 
 
-def by_retone(engine: Engine, *, tuned: bool) -> Write:
+def by_retone(engine: Engine, *, tuned: bool, ending: frozenset[int] = frozenset()) -> Write:
     """Our decoding loop."""
 
-    def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
-        decoder = Decoder(engine.model, frozenset(), engine.template.stop_id)
+    def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> tuple[int, float]:
+        start = time.perf_counter()
+        decoder = Decoder(engine.model, ending, engine.template.stop_id)
         rows = [Row(ids, Sampling(max_new_tokens=tokens), tuned=tuned) for ids in prompts]
         decoder.join(rows)
         while decoder.rows:
             decoder.step()
-        return sum(len(row.ids) for row in rows)
+        return sum(len(row.ids) for row in rows), time.perf_counter() - start
 
     return write
 
 
-def by_generate(engine: Engine, *, tuned: bool) -> Write:
+def by_generate(engine: Engine, *, tuned: bool, ending: frozenset[int] = frozenset()) -> Write:
     """transformers' `generate` on the same model, padded on the left."""
+    stopping = {"eos_token_id": sorted(ending)} if ending else {"eos_token_id": None}
 
-    def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
+    def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> tuple[int, float]:
+        start = time.perf_counter()
         longest = max(map(len, prompts))
         pad = engine.template.stop_id
         ids = torch.tensor([[pad] * (longest - len(one)) + list(one) for one in prompts])
         mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts])
         with torch.no_grad(), engine.answering(tuned=tuned):
             output = engine.model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, min_new_tokens=tokens,
-                do_sample=False, pad_token_id=pad, eos_token_id=None, use_cache=True,
+                input_ids=ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False,
+                pad_token_id=pad, use_cache=True, **stopping,
             )  # fmt: skip
-        return int(output[:, longest:].numel())
+        seconds = time.perf_counter() - start
+        written = 0
+        for row in output[:, longest:].tolist():
+            ends = [at for at, token in enumerate(row) if token in ending]
+            written += ends[0] + 1 if ends else len(row)
+        return written, seconds
 
     return write
 
 
-def llama_cpp(folder: Path, engine: Engine) -> tuple[str, Write]:
-    """llama.cpp's server in its wheel, on the GGUF that the default model is unpacked from."""
-    import xllamacpp
+def by_llama_cpp(file: Path, prompts: Sequence[tuple[int, ...]], tokens: int) -> tuple[int, float]:
+    """llama.cpp's server in a process of its own: its idle threads must not take our time."""
+    found = llama_cpp([str(file), str(tokens)], prompts)
+    return found["tokens"], found["seconds"]
 
-    params = xllamacpp.CommonParams()
-    params.model.path = str(gguf(folder))
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
-    params.n_parallel, params.n_ctx, params.kv_unified = BATCH, 512 * BATCH, False
-    params.cache_prompt, params.warmup, params.verbosity = False, True, -1
-    params.ui = False
-    server = xllamacpp.Server(params)
 
-    def one(ids: tuple[int, ...], tokens: int) -> int:
-        asked = {"prompt": list(ids), "n_predict": tokens, "ignore_eos": True, "temperature": 0,
-                 "cache_prompt": False}  # fmt: skip
-        told: Any = server.handle_completions(asked)
-        found = json.loads(told) if isinstance(told, str | bytes) else told
-        usage = found.get("usage", {})
-        return int(found.get("tokens_predicted") or usage["completion_tokens"])
-
-    def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> int:
-        with ThreadPoolExecutor(len(prompts)) as pool:
-            return sum(pool.map(lambda ids: one(ids, tokens), prompts))
-
-    return str(xllamacpp.get_system_info()), write
+def llama_cpp(arguments: list[str], prompts: Sequence[tuple[int, ...]]) -> Any:
+    """What `llama.py` beside this prints."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("llama.py")), *arguments],
+        input=json.dumps(prompts), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def gguf(folder: Path) -> Path:

@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 ARGUMENTS = shlex.split(os.environ.get("RETONE_GENERATE_ARGS", ""))
 
 
+@pytest.mark.timeout(3600)
 def test_generate(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is part of the extra `proof`")
     done = subprocess.run(
@@ -27,7 +28,7 @@ def test_generate(tmp_path: Path) -> None:
     )
     payload = json.loads(done.stdout)
     record("generate", payload, tmp_path if ARGUMENTS else HERE / "results")
-    assert len(payload["figures"]) == 4
+    assert len(payload["figures"]) == 5
     for found in payload["figures"].values():
         assert found["ratio"]["retone"] == 1
         assert all(rate > 0 for rate in found["tokens_per_s"].values())
