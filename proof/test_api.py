@@ -176,7 +176,7 @@ def test_two_hundred_at_once(server: Server) -> None:
     FOUND["more_than_may_wait"] = dict(more)
 
 
-def test_malformed_requests_are_refused(server: Server) -> None:
+def test_malformed_requests_are_refused(server: Server, folder: Path) -> None:
     """schemathesis makes them from the API's own schema, all of them wrong in some way."""
     pytest.importorskip("schemathesis", reason="this proof needs schemathesis")
     command = [
@@ -187,7 +187,7 @@ def test_malformed_requests_are_refused(server: Server) -> None:
         "--generation-deterministic", "--suppress-health-check", "all", "--no-color",
         "--request-timeout", "120",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     counted = re.search(r"(\d[\d,]*) generated", done.stdout)
     assert counted, done.stdout[-3000:]
     sent = int(counted[1].replace(",", ""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,8 +105,11 @@ def ask(page: Any, text: str) -> str:
 
 def slide(page: Any, name: str, value: float) -> None:
     field = page.locator(f"#{name} input[type=number]").first
+    field.wait_for()
     field.fill(str(value))
-    field.press("Tab")
+    page.wait_for_timeout(400)
+    field.press("Enter")
+    page.wait_for_timeout(700)  # the page tells the server of a slider with a little delay
 
 
 def picture(page: Any, name: str) -> None:
@@ -154,6 +158,10 @@ def test_chat_sliders_and_stop(server: Server) -> None:
         stopped = answers(page, "#talk")[-1]
         page.wait_for_timeout(3000)
         assert answers(page, "#talk")[-1] == stopped
+        with urllib.request.urlopen(f"{server.address}/metrics") as found:
+            lines = found.read().decode().splitlines()
+        assert "retone_cancelled_total 1" in lines
+        assert "retone_running 0" in lines
         FOUND["chat"] = {"answer": answer, "short": short, "stopped_at_characters": len(stopped)}
 
 

@@ -16,6 +16,7 @@ from retone.inference.engine import Engine, TextStream
 from retone.inference.row_lora import RowLora
 from retone.inference.sampling import Sampling
 from retone.models.methods import METHODS
+from retone.training.kernels import fused_lora
 
 SAID = [
     "The cat sleeps.",
@@ -170,6 +171,17 @@ def test_the_lean_pass_of_lora_is_peft_s(fields: dict[str, Any]) -> None:
             expected = torch.where(torch.tensor(who)[:, None, None], tuned, base)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(ids).logits, tuned, rtol=0, atol=0)
+
+
+def test_answers_in_the_middle_of_training_leave_its_layers_alone() -> None:
+    engine = tuned_engine()
+    layer = next(m for m in engine.model.modules() if hasattr(m, "lora_A"))
+    with fused_lora(engine.model) as layers:
+        assert layers
+        own = layer.forward
+        engine.tuned([[Message("user", SAID[0])]], Sampling(max_new_tokens=3))
+        assert layer.forward is own
+    assert "forward" not in vars(layer)
 
 
 def test_a_seed_gives_an_answer_whoever_else_is_written() -> None:

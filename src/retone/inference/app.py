@@ -29,7 +29,8 @@ CSS = """
 .gradio-container {
   max-width: 60rem !important; width: 100% !important; margin: 0 auto !important;
 }
-.about p { color: light-dark(#6a6761, #a6a39b); }
+.about p { color: #6a6761; }
+.dark .about p { color: #a6a39b; }
 .frame iframe { width: 100%; height: 80vh; border: 0; border-radius: 6px; background: #fff; }
 footer { display: none !important; }
 :focus-visible { outline: 2px solid var(--body-text-color) !important; outline-offset: 2px; }
@@ -120,7 +121,7 @@ def _chat_page(desk: Desk, run: gr.Dropdown) -> tuple[list[Any], gr.Dataset]:
                       elem_id="max-new-tokens"),
             gr.Slider(1, 2, value=1, step=0.05, label="Repetition penalty", elem_id="penalty"),
             gr.Number(0, precision=0, label="Seed", elem_id="seed"),
-            gr.Textbox(label="System prompt", lines=2, elem_id="system"),
+            gr.Textbox("", label="System prompt", lines=2, elem_id="system"),
         ]  # fmt: skip
 
     def say(
@@ -253,7 +254,7 @@ def _vote_page(desk: Desk, run: gr.Dropdown, settings: list[Any]) -> None:
 
 def _chatbot(label: str, name: str) -> gr.Chatbot:
     return gr.Chatbot(
-        label=label, elem_id=name, height=420, render_markdown=False, buttons=["copy"],
+        label=label, elem_id=name, height="45vh", render_markdown=False, buttons=["copy"],
         feedback_options=None,
     )  # fmt: skip
 
@@ -262,7 +263,7 @@ def _asking(page: str, label: str) -> tuple[gr.Textbox, gr.Button, gr.Button]:
     """A line to type in, and the buttons beside it."""
     with gr.Row(equal_height=True):
         text = gr.Textbox(
-            show_label=False, container=False, placeholder=label, scale=6, min_width=240,
+            "", show_label=False, container=False, placeholder=label, scale=6, min_width=240,
             autofocus=page == "chat", elem_id=f"{page}-text", max_lines=8,
         )  # fmt: skip
         send = gr.Button("Send", variant="primary", min_width=80, elem_id=f"{page}-send")

@@ -64,13 +64,18 @@ class RowLora:
             device = self._forwards[0][0].base_layer.weight.device
             self._counts = torch.tensor(tuned, device=device).view(-1, 1, 1)
         only_base = not any(tuned)
+        # Training has its own way through these layers, which must be there again afterwards.
+        before = [vars(layer).get("forward") for layer, _ in self._forwards]
         for layer, forward in self._forwards:
             layer.forward = layer.base_layer.forward if only_base else forward
         try:
             yield
         finally:
-            for layer, _ in self._forwards:
-                del layer.forward  # the class's own method shows again
+            for (layer, _), own in zip(self._forwards, before, strict=True):
+                if own is None:
+                    del layer.forward  # the class's own method shows again
+                else:
+                    layer.forward = own
 
     def _forward(self, layer: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         name = layer.active_adapters[0]

@@ -90,8 +90,8 @@ def _fields(choices: Choices) -> tuple[Any, ...]:
             elem_id="train-epochs",
         )  # fmt: skip
     with gr.Accordion("Which columns (found by name when left empty)", open=False):
-        prompt = gr.Textbox(label="Column of the prompts", elem_id="train-prompt")
-        answer = gr.Textbox(label="Column of the answers", elem_id="train-answer")
+        prompt = gr.Textbox("", label="Column of the prompts", elem_id="train-prompt")
+        answer = gr.Textbox("", label="Column of the answers", elem_id="train-answer")
     return base, method, name, epochs, prompt, answer
 
 
