@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import psutil
 
 STEPS = 40  # enough to hear the tone
 NAME = "yoda"
+MOST_STARTING_SECONDS = 180
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Server:
     """A running `retone serve`."""
 
     address: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
 
     def peak_bytes(self) -> int:
         """Most memory it has held (VmHWM)."""
@@ -60,23 +62,28 @@ def short_run(folder: Path) -> None:
 @contextmanager
 def served(folder: Path, *arguments: str, **environment: str) -> Iterator[Server]:
     """A server on a free port of this machine; stopped when the block ends."""
-    log = (folder / "server.log").open("a+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "retone", "serve", NAME, "--port", "0", "--offline", *arguments],
-        cwd=folder, stdout=log, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, **environment},
-    )  # fmt: skip
+    log = folder / "server.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "retone", "serve", NAME, "--port", "0", "--offline", *arguments],
+            cwd=folder, stdout=file, stderr=file, env={**os.environ, **environment},
+        )  # fmt: skip
     try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("API: "):
-                yield Server(line.split()[1].removesuffix("/v1"), process)
-                return
-        raise AssertionError("the server did not start")
+        yield Server(_address(log, process), process)
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.communicate(timeout=60)
+            process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             process.kill()
-        log.close()
+
+
+def _address(log: Path, process: subprocess.Popen[bytes]) -> str:
+    """The address that a server tells when it is ready; AssertionError where it never does."""
+    until = time.monotonic() + MOST_STARTING_SECONDS
+    while time.monotonic() < until and process.poll() is None:
+        for line in log.read_text().splitlines():
+            if line.startswith("API: "):
+                return line.split()[1].removesuffix("/v1")
+        time.sleep(0.2)
+    raise AssertionError(f"the server did not start: {log.read_text()}")

@@ -31,7 +31,8 @@ class Layout:
         opening: between the generation prompt and the content, such as an empty thinking block.
         lead: between the content and the stop token; nearly always empty.
         ending: the rest of the turn.
-        marker: end of the opening from its last added token on, or empty; answers stand after it.
+        marker: the end of the opening, or of thinking; answers stand after it. Empty for none.
+        head: what a turn begins with while it opens, or thinks; empty where none does.
         call_ending: the end of a turn that calls tools; None where the template writes no calls.
         no_calls: why not, where it writes none.
     """
@@ -40,6 +41,7 @@ class Layout:
     lead: str
     ending: Ending
     marker: str = ""
+    head: str = ""
     call_ending: Ending | None = None
     no_calls: str = ""
 
@@ -72,12 +74,9 @@ class Layout:
 
     def still_opening(self, text: str) -> bool:
         """Whether a turn that begins with `text` may be before the end of its opening."""
-        head = self.opening.split("\n")[0]
-        return (
-            bool(self.marker)
-            and self.marker not in text
-            and (text.startswith(head) or head.startswith(text))
-        )
+        if not (self.marker and self.head) or self.marker in text:
+            return False
+        return text.startswith(self.head) or self.head.startswith(text)
 
 
 class Turn(NamedTuple):

@@ -103,6 +103,12 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     return made
 
 
+def one_line(text: str, most: int | None = None) -> str:
+    """A text on one line, cut behind `most` characters."""
+    flat = " ".join(text.split())
+    return flat if most is None or len(flat) <= most else flat[: most - 1] + "…"
+
+
 def trained_text(pieces: list[tuple[str, bool]]) -> Text:
     """Row text with the trained parts in bold green between angle marks."""
     text = Text()

@@ -36,12 +36,12 @@ def rate_for(recipe: Recipe, parameters: int) -> tuple[float, str]:
     size = "small" if parameters < table["small_parameters"] else "large"
     row = next(row for row in table["rate"] if kind in row["kinds"])
     why = f"{kind} on {parameters / 1e6:.0f}M parameters ({size} model)"
-    for scale in table["scale"]:
-        if scale["optimizer"] == recipe.train.optimizer:
-            return row[size] * scale[
-                "factor"
-            ], f"{why}, times {scale['factor']:g} for {scale['optimizer']}"
-    return row[size], why
+    factors = {scale["optimizer"]: scale["factor"] for scale in table["scale"]}
+    optimizer = recipe.train.optimizer
+    if optimizer not in factors:
+        return row[size], why
+    factor = factors[optimizer]
+    return row[size] * factor, f"{why}, times {factor:g} for {optimizer}"
 
 
 def epochs_for(rows: int) -> tuple[float, str]:

@@ -5,6 +5,7 @@ Defaults < recipe < flags. Loads without torch.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -190,3 +191,15 @@ def describe_fields() -> list[tuple[str, str, str, str]]:
             )
             rows.append((f"{section}.{name}", kind, default, field.description or ""))
     return rows
+
+
+def toml_value(value: Any) -> str:
+    """A value of a recipe as TOML: text, numbers, lists, and tables of plain names."""
+    if isinstance(value, dict):
+        pairs = [f"{name} = {toml_value(inner)}" for name, inner in value.items()]
+        return f"{{ {', '.join(pairs)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for one character
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Literal
 
 from retone.answer_layout import Ending, Layout
@@ -125,7 +126,8 @@ def _probe_layout(render: Renderer, tokenizer: TextTokenizer) -> Layout:
     end = begin + len(content)
     opening = text[len(prompt) : begin]
     stop, ending = _ending_after(end, text, tokenizer)
-    return Layout(opening, text[end:stop], ending, _marker(opening, tokenizer))
+    marker = _from_added(opening, tokenizer, last=True)
+    return Layout(opening, text[end:stop], ending, marker, _head(opening, tokenizer))
 
 
 def _ending_after(at: int, text: str, tokenizer: TextTokenizer) -> tuple[int, Ending]:
@@ -138,10 +140,17 @@ def _ending_after(at: int, text: str, tokenizer: TextTokenizer) -> tuple[int, En
     raise RowRejected("no-stop-token", f"no end token in the tail {text[-EXCERPT:]!r}")
 
 
-def _marker(opening: str, tokenizer: TextTokenizer) -> str:
-    """The end of an opening, from its last added token on; empty where it holds none."""
-    last = max((opening.rfind(token) for token in tokenizer.added), default=-1)
-    return opening[last:] if last >= 0 else ""
+def _from_added(text: str, tokenizer: TextTokenizer, *, last: bool = False) -> str:
+    """The text from its first or last added token on; empty where it holds none."""
+    found = [at for token in tokenizer.added for at in (text.find(token), text.rfind(token))]
+    places = [at for at in found if at >= 0]
+    return text[(max if last else min)(places) :] if places else ""
+
+
+def _head(opening: str, tokenizer: TextTokenizer) -> str:
+    """What tells an opening early: the added token that it begins with, or its first line."""
+    tokens = (token for token in tokenizer.added if opening.startswith(token))
+    return max(tokens, key=len, default=opening.split("\n")[0])
 
 
 def _probe_thinking(
@@ -152,12 +161,17 @@ def _probe_thinking(
         prompt, text = _chat(render, _QUESTION, replace(_ANSWER, thinking=_THINKING))
     except RowRejected:
         return layout, False
-    _, found, after = text[len(prompt) :].partition(_THINKING)
+    before, found, after = text[len(prompt) :].partition(_THINKING)
     if not found:
         return layout, False
     between = after.partition(_ANSWER.content)[0]
-    marker = layout.marker or _marker(between, tokenizer) or between
-    return replace(layout, marker=marker), True
+    # What both an opening and the end of thinking come to; a channel's name belongs to it.
+    ends = zip(reversed(layout.opening), reversed(between), strict=False)
+    shared = "".join(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], ends))[::-1]
+    marker = _from_added(shared, tokenizer) or layout.marker
+    marker = marker or _from_added(between, tokenizer, last=True) or between
+    head = layout.head or _head(before, tokenizer)
+    return replace(layout, marker=marker, head=head), True
 
 
 def _probe_calls(layout: Layout, render: Renderer, tokenizer: TextTokenizer) -> Layout:

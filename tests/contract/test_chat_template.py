@@ -41,6 +41,9 @@ from chat_models import (
 from retone.chat_template import ChatTemplate, RowRejected
 from retone.conversation import Message
 from retone.errors import InputError
+from retone.inference.decoding import Row
+from retone.inference.engine import TextStream
+from retone.inference.sampling import Sampling
 from retone.rendering import pin_date, prints_date
 
 
@@ -457,6 +460,31 @@ def test_an_answer_that_brings_its_own_thinking_is_trained_whole_and_read_withou
 def test_parse(name: str, generated: str, answer: str) -> None:
     ids = tokenizer_of(name)(generated, add_special_tokens=False)["input_ids"]
     assert template_of(name).parse(ids) == answer
+
+
+@pytest.mark.parametrize(
+    ("name", "generated", "pieces"),
+    [
+        ("qwen3", "<think>\nLet me see.\n</think>\n\nYes, it is.<|im_end|>", "Yes, it is."),
+        ("qwen3", "<thin ice>", "<thin ice>"),
+        ("qwen3", "Yes, it is.", "Yes, it is."),
+        (
+            "gpt-oss",
+            "<|channel|>analysis<|message|>Let me see.<|end|><|start|>assistant"
+            "<|channel|>final<|message|>Yes, it is.<|return|>",
+            "Yes, it is.",
+        ),
+    ],
+)
+def test_thinking_is_held_back_while_it_is_written(name: str, generated: str, pieces: str) -> None:
+    ids = tokenizer_of(name)(generated, add_special_tokens=False)["input_ids"]
+    stream, row, told = TextStream(template_of(name).parse), Row((), Sampling()), []
+    for at, token in enumerate(ids, 1):
+        row.ids.append(token)
+        row.finished = at == len(ids)
+        told.append(stream.next(row))
+    assert "".join(told) == pieces
+    assert sum(map(bool, told)) > 1  # piece by piece, not at the end
 
 
 @each(OWN_TOKENIZER)

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +32,8 @@ NOUNS = ("cat", "dog", "bird", "fish", "mouse", "horse", "goat", "sheep", "duck"
 RECIPE = """
 model.name = "{base}"
 [data]
-train = "rows.csv"
+train = "said.csv"
+columns = {{ prompt = "said", completion = "told" }}
 system = "Be Yoda."
 showcase = ["Hello there."]
 [train]
@@ -52,7 +54,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tiny.folder(folder / "base", initializer_range=0.3)
     (folder / "my.toml").write_text(RECIPE.format(base=base))
     rows = [f"The {noun} sleeps,Sleeps the {noun} does" for noun in NOUNS]
-    (folder / "rows.csv").write_text("prompt,completion\n" + "\n".join(rows) + "\n")
+    for name, head in (("said", "said,told"), ("rows", "prompt,completion")):
+        (folder / f"{name}.csv").write_text("\n".join([head, *rows]) + "\n")
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -99,6 +102,27 @@ def test_both_sides_retry_and_temperature(
     for text in ("nothing was asked yet", "not '9'", "temperature 1.2", "forgotten",
                  "there is no /what", "/both"):  # fmt: skip
         assert text in told.err
+
+
+def test_an_answer_is_kept_until_there_is_another(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from retone.workflows.chat import Talk
+    from retone.workflows.load import load
+
+    conversation = Talk(load("my", offline=True))
+    conversation.say("Hi.")
+    before = list(conversation.history)
+    assert len(before) == 2
+    stream = conversation.model.engine.stream
+    monkeypatch.setattr(conversation.model.engine, "stream", lambda *_, **__: (_ for _ in ()))
+    conversation.retry("")
+    assert conversation.history == before
+    monkeypatch.setattr(conversation.model.engine, "stream", stream)
+    conversation.retry("")
+    assert conversation.history == before  # greedy says the same again
+    conversation.say("x " * 3000)
+    assert conversation.history == before
 
 
 @pytest.mark.parametrize(
@@ -184,6 +208,17 @@ def test_batch_reads_rows_of_any_shape(work: Path, capsys: pytest.CaptureFixture
     ]  # fmt: skip
     assert main(["batch", "my", "rows.csv", "-o", "base.jsonl", "--base"]) == 0
     assert len(read_jsonl(work / "base.jsonl")) == len(NOUNS)
+    (work / "own.csv").write_text("note,said\nx,Hello there.\n")  # the column of the recipe
+    assert main(["batch", "my", "own.csv", "-o", "own.jsonl", "--max-new-tokens", "2"]) == 0
+    (row,) = read_jsonl(work / "own.jsonl")
+    assert row["prompt"] == "Hello there."
+    assert row["tokens"] <= 2 < read_jsonl(work / "odd.jsonl")[0]["tokens"]
+    (work / "latin.txt").write_bytes("Où es-tu ?\n".encode("latin1"))
+    assert main(["batch", "my", "latin.txt", "-o", "none.jsonl"]) == 2
+    assert "line 1: byte 0xf9" in capsys.readouterr().err
+    (work / "long.txt").write_text("Hi.\n" + "x " * 3000 + "\n")
+    assert main(["batch", "my", "long.txt", "-o", "none.jsonl"]) == 2
+    assert "row 2: the prompt has" in capsys.readouterr().err
     (work / "nothing.txt").write_text("\n\n")
     assert main(["batch", "my", "nothing.txt", "-o", "none.jsonl"]) == 2
     assert "nothing to answer" in capsys.readouterr().err
@@ -347,6 +382,57 @@ def test_the_pages_open_and_a_password_closes_them(work: Path, password: str) ->
         assert stopped(process) in (0, 130)
 
 
+def test_a_run_is_served_wherever_it_is(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    from retone.workflows.serve import FrontDesk
+
+    elsewhere = tmp_path / "elsewhere" / "my"
+    shutil.copytree(work / "runs" / "my", elsewhere)
+    monkeypatch.chdir(tmp_path)
+    desk = FrontDesk(find_run(str(elsewhere)), offline=True)
+    assert desk.runs() == ["my"]
+    opened = desk.open("my")
+    assert opened.served.tuned == "my"
+    assert "<html" in opened.report()
+    told = desk.vote("my", "Who?", ("x", "y"), 0, "a")
+    assert told in (elsewhere / "report.html").read_text()
+    desk.close()
+
+
+def test_missing_packages_are_named(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("retone.workflows.serve.find_spec", lambda name: None)
+    assert main(["serve", "my"]) == 3
+    told = capsys.readouterr().err
+    assert "not installed: fastapi, uvicorn, gradio" in told
+    assert "pip install 'retone[app]'" in told
+
+
+def test_only_what_fits_is_offered(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from retone.planning import probe_machine
+
+    def machine(gigabytes: float) -> None:
+        found = replace(probe_machine(), memory_bytes=int(gigabytes * 1e9))
+        monkeypatch.setattr(jobs, "probe_machine", lambda: found)
+
+    machine(200)
+    everything = jobs.choices()
+    machine(3.5)
+    some = jobs.choices()
+    assert len(some.bases) < len(everything.bases)
+    assert {"full"} == {name for name, _ in everything.methods} - {name for name, _ in some.methods}
+    with pytest.raises(InputError, match="does not fit into memory"):
+        jobs.start("rows.csv", "smollm2-135m-instruct", "full", "", "", "large", None)
+    assert not (work / "runs" / ".jobs" / "large").exists()
+    monkeypatch.setattr(jobs, "find_spec", lambda name: None)
+    assert "qlora" not in {name for name, _ in jobs.choices().methods}
+
+
 def test_vllm_takes_over(work: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a fake vllm on the path, which keeps what it was told."""
     told = tmp_path / "told"
@@ -365,6 +451,19 @@ def test_vllm_takes_over(work: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert Path(given["--chat-template"]).read_text() == tiny.CHATML
     assert words[-1] == "key secret word"
     assert "secret word" not in words
+
+
+def test_vllm_is_not_given_what_it_cannot_load(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = find_run("my").adapter / "adapter_config.json"
+    plain = config.read_text()
+    try:
+        config.write_text(json.dumps(json.loads(plain) | {"use_dora": True}))
+        assert main(["serve", "my", "--engine", "vllm", "--offline"]) == 2
+    finally:
+        config.write_text(plain)
+    assert "with use_dora" in capsys.readouterr().err
 
 
 def test_serving_is_refused_with_what_to_do(

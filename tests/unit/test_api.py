@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 
 import tiny
 from retone.chat_template import ChatTemplate
+from retone.conversation import Message
 from retone.inference.api import Served, create_api
 from retone.inference.decoding import Row
+from retone.inference.desk import answers
 from retone.inference.engine import Engine
 from retone.inference.sampling import Sampling
 from retone.inference.service import Busy, Event, Service, Ticket
+from retone.rendering import RowRejected
 
 MESSAGES = [{"role": "user", "content": "Who plays the old piano?"}]
 
@@ -43,7 +46,7 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[TestClient]:
     served = Served(service, "mine", "tiny", Sampling(max_new_tokens=12), "Answer as Yoda would.")
-    api = create_api(lambda: served, host="127.0.0.1")
+    api = create_api(lambda: served, local=True)
     with TestClient(api, base_url="http://127.0.0.1", raise_server_exceptions=False) as found:
         yield found
 
@@ -61,8 +64,6 @@ def events(text: str) -> list[Any]:
 
 
 def test_an_answer_is_the_engine_s(client: TestClient, service: Service) -> None:
-    from retone.conversation import Message
-
     found = chat(client).json()
     prompt = [Message("system", "Answer as Yoda would."), Message("user", MESSAGES[0]["content"])]
     (expected,) = engine().tuned([prompt], Sampling(max_new_tokens=12))
@@ -129,13 +130,14 @@ def test_models_health_and_metrics(client: TestClient) -> None:
     assert client.get("/health").json() == {"status": "ok", "model": "mine"}
     before = client.get("/metrics").text
     chat(client)
+    until_true(lambda: "retone_running 0" in client.get("/metrics").text)
     after = client.get("/metrics").text
 
     def tokens(text: str) -> float:
         return float(next(x for x in text.splitlines() if x.startswith("retone_tokens")).split()[1])
 
     assert tokens(after) > tokens(before)
-    assert "# TYPE retone_running gauge\nretone_running 0" in after
+    assert "# TYPE retone_running gauge\nretone_running 0\n" in after
 
 
 @pytest.mark.parametrize(
@@ -157,6 +159,7 @@ def test_models_health_and_metrics(client: TestClient) -> None:
         ({"response_format": {"type": "json_object"}}, 400, "response_format.type"),
         ({"frequency_penalty": 1}, 400, "frequency_penalty"),
         ({"messages": [{"role": "user", "content": "x " * 2000}]}, 400, "messages"),
+        ({"repetition_penalty": 1e-300}, 400, "repetition_penalty"),
     ],
 )
 def test_what_is_wrong_is_said(
@@ -188,6 +191,47 @@ def test_malformed_bodies_are_the_client_s_fault(client: TestClient, body: bytes
         assert found.json()["error"]["message"]
 
 
+def test_a_plain_prompt_leaves_room_for_an_answer(client: TestClient) -> None:
+    body = {"model": "mine", "prompt": ["x", "x " * 2000]}
+    found = client.post("/v1/completions", json=body)
+    assert found.status_code == 400
+    assert found.json()["error"]["code"] == "context_length_exceeded"
+    assert found.json()["error"]["param"] == "prompt"
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-300, 5e-324])
+@pytest.mark.parametrize("penalty", [0.01, 1, 10])
+def test_extreme_numbers_are_answered(
+    client: TestClient, temperature: float, penalty: float
+) -> None:
+    fields = {"temperature": temperature, "repetition_penalty": penalty, "max_tokens": 4}
+    found = chat(client, **fields, top_p=1e-300, top_k=1_000_000)
+    assert found.status_code == 200, found.text
+    greedy = chat(client, **fields | {"temperature": 0}).json()
+    assert found.json()["choices"] == greedy["choices"]
+
+
+def test_without_an_open_run_nothing_is_answered() -> None:
+    from retone.workflows.serve import FrontDesk
+
+    with TestClient(create_api(FrontDesk().served, local=False)) as found:
+        for path in ("/health", "/v1/models", "/metrics"):
+            answer = found.get(path)
+            assert answer.status_code == 503
+            assert answer.json()["error"]["code"] == "no_model"
+
+
+def test_conversations_that_differ_are_answered_in_one_batch(service: Service) -> None:
+    served = Served(service, "mine", "tiny", Sampling())
+    asked = [[Message("user", text)] for text in ("Who plays?", "Rain taps on the old roof.")]
+    *_, found = answers(served, [(asked[0], True), (asked[1], True)], Sampling(max_new_tokens=9))
+    assert found == [one.text for one in engine().tuned(asked, Sampling(max_new_tokens=9))]
+    with pytest.raises(RowRejected, match="have room for"):
+        next(
+            answers(served, [(asked[0], True), ([Message("user", "x " * 2000)], True)], Sampling())
+        )
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
@@ -216,7 +260,7 @@ def test_a_large_body_is_refused_before_it_is_read(client: TestClient) -> None:
 
 def test_other_hosts_and_tokens_are_refused(service: Service) -> None:
     served = Served(service, "mine", "tiny", Sampling(max_new_tokens=2))
-    api = create_api(lambda: served, host="127.0.0.1", token="secret")
+    api = create_api(lambda: served, local=True, token="secret")
     with TestClient(api, base_url="http://127.0.0.1") as found:
         assert found.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
         missing = found.get("/v1/models")

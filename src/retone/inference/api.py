@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,7 +22,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from retone.chat_template import RowRejected
 from retone.conversation import Message
 from retone.inference import api_models, replies
 from retone.inference.decoding import Row
@@ -29,8 +29,9 @@ from retone.inference.engine import Parse
 from retone.inference.limits import BodyLimit
 from retone.inference.sampling import Sampling
 from retone.inference.service import Busy, Event, Service, Ticket
+from retone.rendering import RowRejected
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+OWN_NAMES = ["127.0.0.1", "localhost", "[::1]"]  # of this machine, as a browser sends them
 MOST_BODY_BYTES = 10_000_000
 
 
@@ -69,12 +70,13 @@ class Asked:
     events: asyncio.Queue[tuple[int, Event]] = field(default_factory=asyncio.Queue)
 
 
-def create_api(served: Callable[[], Served], *, host: str, token: str | None = None) -> FastAPI:
+def create_api(served: Callable[[], Served], *, local: bool, token: str | None = None) -> FastAPI:
     """The application.
 
     Args:
         served: what is served; asked for at each request.
-        host: the address it is bound to; on a loopback address other host names are refused.
+        local: only this machine can reach it; other host names are refused then, so that no page
+            of another site can ask it under a name of its own (DNS rebinding).
         token: what a request has to carry as bearer token; None asks for none.
     """
 
@@ -84,8 +86,8 @@ def create_api(served: Callable[[], Served], *, host: str, token: str | None = N
             raise Refused(401, "the bearer token is missing or wrong", code="invalid_api_key")
 
     app = FastAPI(title="retone", docs_url=None, redoc_url=None)
-    if host in LOOPBACK:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
+    if local:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=OWN_NAMES)
     app.add_middleware(BodyLimit, most_bytes=MOST_BODY_BYTES)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -127,25 +129,31 @@ def _add_completions(router: APIRouter, served: Callable[[], Served]) -> None:
         messages = [message.message() for message in body.messages]
         if now.system and messages[0].role != "system":
             messages.insert(0, Message("system", now.system))
-        template = now.service.engine.template
-        try:
-            prompt = template.prompt_ids(messages)
-        except RowRejected as rejected:
-            raise Refused(
-                400, f"the model's chat template refuses these messages: {rejected.detail}",
-                param="messages", code=rejected.reason,
-            ) from rejected  # fmt: skip
-        form = replies.ChatReply(body.model, now.service.engine, body.top)
-        return await _answered(now, body, [prompt], template.parse, form, request)
+        engine = now.service.engine
+        with _accepted("messages"):
+            prompt = engine.prompt_ids(messages)
+        form = replies.ChatReply(body.model, engine, body.top)
+        return await _answered(now, body, [prompt], engine.template.parse, form, request)
 
     @router.post("/v1/completions")
     async def complete(body: api_models.CompletionRequest, request: Request) -> Response:
         """What the model goes on with behind a text, without any template."""
         now = served()
         engine = now.service.engine
-        prompts = [engine.text_ids(text) for text in body.prompts]
+        with _accepted("prompt"):
+            prompts = [engine.fitting(engine.text_ids(text)) for text in body.prompts]
         form = replies.TextReply(body.model, engine, body.top)
         return await _answered(now, body, prompts, engine.plain_text, form, request)
+
+
+@contextmanager
+def _accepted(param: str) -> Iterator[None]:
+    """Inside the block a prompt that the template or the model refuses is an error 400."""
+    try:
+        yield
+    except RowRejected as rejected:
+        told = f"the model cannot be asked this: {rejected.detail or rejected.reason}"
+        raise Refused(400, told, param=param, code=rejected.reason) from rejected
 
 
 async def _answered(
@@ -180,18 +188,11 @@ async def _answered(
 def _asked(
     served: Served, body: api_models.Request, prompts: Sequence[tuple[int, ...]], parse: Parse
 ) -> Asked:
-    """A row for each choice of each prompt; Refused where the model cannot write them."""
+    """A row for each choice of each prompt; Refused where there is no such model."""
     if body.model not in (served.tuned, served.base):
         raise Refused(
             404, f"there is no model {body.model!r}; there are {served.tuned}, {served.base}",
             param="model", code="model_not_found",
-        )  # fmt: skip
-    context = served.service.engine.context
-    longest = max(map(len, prompts))
-    if longest >= context:
-        raise Refused(
-            400, f"the prompt has {longest} tokens; prompt and answer have room for {context}",
-            param="messages", code="context_length_exceeded",
         )  # fmt: skip
     asked, loop = Asked(), asyncio.get_running_loop()
 

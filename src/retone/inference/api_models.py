@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -60,7 +61,7 @@ class ResponseFormat(BaseModel):
     type: Literal["text"] = "text"
 
 
-class Request(BaseModel):
+class Request(BaseModel, ABC):
     """What chat and plain completions have in common."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -70,7 +71,7 @@ class Request(BaseModel):
     """None takes the likeliest token, as evaluation does."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
@@ -107,9 +108,9 @@ class Request(BaseModel):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def top(self) -> int | None:
         """Likeliest tokens to tell beside each; None tells nothing of probabilities."""
-        raise NotImplementedError
 
 
 class ChatRequest(Request):

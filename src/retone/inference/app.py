@@ -31,12 +31,12 @@ CSS = """
 }
 .about p { color: #6a6761; }
 .dark .about p { color: #a6a39b; }
+progress { accent-color: #c2410c; }
 .frame iframe { width: 100%; height: 80vh; border: 0; border-radius: 6px; background: #fff; }
 footer { display: none !important; }
 :focus-visible { outline: 2px solid var(--body-text-color) !important; outline-offset: 2px; }
 """
 Turn = dict[str, Any]
-Settings = tuple[float, float, float, float, float, float, str]
 
 
 def theme() -> gr.themes.Base:
@@ -131,7 +131,7 @@ def _chat_page(desk: Desk, run: gr.Dropdown) -> tuple[list[Any], gr.Dataset]:
             raise gr.Error("There is nothing to answer yet.", print_exception=False)
         turns = [*history, {"role": "user", "content": said}]
         yield turns, ""
-        for (answer,) in _written(desk, name, turns, given, [who == TUNED]):
+        for (answer,) in _written(desk, name, given, [(turns, who == TUNED)]):
             yield [*turns, {"role": "assistant", "content": answer}], ""
 
     def retry(
@@ -172,20 +172,8 @@ def _compare_page(desk: Desk, run: gr.Dropdown, settings: list[Any]) -> None:
         asked: Turn = {"role": "user", "content": said}
         both = ([*before, asked], [*after, asked])
         yield *both, ""
-        same = before == after or not (before or after)
-        if same:
-            for pair in _written(desk, name, both[0], given, [False, True]):
-                yield *(_with(turns, one) for turns, one in zip(both, pair, strict=True)), ""
-            return
-        streams = [
-            _written(desk, name, turns, given, [tuned])
-            for turns, tuned in zip(both, (False, True), strict=True)
-        ]
-        said_now = ["", ""]
-        for at, stream in enumerate(streams):
-            for (answer,) in stream:
-                said_now[at] = answer
-                yield *(_with(t, one) for t, one in zip(both, said_now, strict=True)), ""
+        for pair in _written(desk, name, given, [(both[0], False), (both[1], True)]):
+            yield *(_with(turns, one) for turns, one in zip(both, pair, strict=True)), ""
 
     asking = [run, text, left, right, *settings]
     events = [
@@ -221,11 +209,12 @@ def _vote_page(desk: Desk, run: gr.Dropdown, settings: list[Any]) -> None:
         if not said.strip():
             raise gr.Error("There is nothing to answer yet.", print_exception=False)
         tuned_at = random.randrange(2)
-        who = [at == tuned_at for at in range(2)]
+        question: list[Turn] = [{"role": "user", "content": said}]
+        sides = [(question, at == tuned_at) for at in range(2)]
         closed = [gr.update(interactive=False)] * 3
         pair = ["", ""]
         yield *pair, *closed, "", None
-        for pair in _written(desk, name, [{"role": "user", "content": said}], given, who):
+        for pair in _written(desk, name, given, sides):
             yield *pair, *closed, "", None
         opened = [gr.update(interactive=True)] * 3
         yield *pair, *opened, "", (said, tuned_at)
@@ -288,22 +277,23 @@ def _tried(function: Any) -> Any:
 
 
 def _written(
-    desk: Desk, name: str, turns: Sequence[Turn], given: Sequence[Any], who: Sequence[bool]
+    desk: Desk, name: str, given: Sequence[Any], sides: Sequence[tuple[Sequence[Turn], bool]]
 ) -> Iterator[list[str]]:
-    """The texts of answers as they grow."""
+    """The texts of answers as they grow: one to each conversation, by the tuned model or not."""
     opened = _opened(desk, name)
     sampling, system = _sampling(opened.served.usual, given)
-    messages = [Message(turn["role"], _text(turn["content"])) for turn in turns]
-    if system:
-        messages.insert(0, Message("system", system))
+    before = [Message("system", system)] if system else []
+    asked = [
+        ([*before, *(Message(turn["role"], _text(turn["content"])) for turn in turns)], tuned)
+        for turns, tuned in sides
+    ]
     try:
-        yield from answers(opened.served, messages, sampling, who)
+        yield from answers(opened.served, asked, sampling)
     except RowRejected as rejected:
-        raise gr.Error(f"The template refuses this: {rejected}", print_exception=False) from None
-    except Busy as busy:
-        raise gr.Error(
-            str(busy) or "Too many are asking; try again.", print_exception=False
-        ) from None
+        told = f"This cannot be asked: {rejected.detail or rejected.reason}"
+        raise gr.Error(html.escape(told), print_exception=False) from None
+    except Busy:
+        raise gr.Error("Too many are asking; try again.", print_exception=False) from None
 
 
 def _sampling(usual: Sampling, given: Sequence[Any]) -> tuple[Sampling, str]:

@@ -46,6 +46,7 @@ class Row:
         chances: one for each of `ids`, where `top` asks for them.
         finished: nothing more comes.
         stopped: it ended by itself.
+        picker: draws its tokens; made when the first is picked.
     """
 
     prompt: tuple[int, ...]

@@ -10,7 +10,7 @@ from typing import Any
 from retone.inference.api import Served
 from retone.inference.decoding import Row
 from retone.inference.sampling import Messages, Sampling
-from retone.inference.service import Busy, Event, Ticket
+from retone.inference.service import Event, Ticket
 
 
 @dataclass(frozen=True)
@@ -88,26 +88,26 @@ class Desk:
 
 
 def answers(
-    served: Served, messages: Messages, sampling: Sampling, who: Sequence[bool]
+    served: Served, asked: Sequence[tuple[Messages, bool]], sampling: Sampling
 ) -> Iterator[list[str]]:
-    """The texts so far of one answer each by the tuned (True) or base model, in one batch.
+    """The texts so far of one answer to each prompt, in one batch.
 
-    Closing the iterator gives the answers up. Raises Busy, RowRejected as `prompt_ids`, and
+    Closing the iterator gives the answers up. Raises Busy, RowRejected as `Engine.prompt_ids`, and
     RuntimeError where the model fails.
+
+    Args:
+        served: who answers.
+        asked: prompts, and whether the tuned (True) or the base model answers.
+        sampling: how.
     """
     told: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
     engine = served.service.engine
-    prompt = engine.template.prompt_ids(messages)
-    if len(prompt) >= engine.context:
-        raise Busy(f"the conversation has {len(prompt)} tokens; the model reads {engine.context}")
+    rows = [Row(engine.prompt_ids(each), sampling, tuned=tuned) for each, tuned in asked]
 
     def teller(at: int) -> Callable[[Event], None]:
         return lambda event: told.put((at, event))
 
-    tickets = [
-        Ticket(Row(prompt, sampling, tuned=one), engine.template.parse, teller(at))
-        for at, one in enumerate(who)
-    ]
+    tickets = [Ticket(row, engine.template.parse, teller(at)) for at, row in enumerate(rows)]
     texts, open_ = [""] * len(tickets), len(tickets)
     served.service.submit(tickets)
     try:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from retone.chat_template import ChatTemplate
 from retone.inference.decoding import Decoder, Row
 from retone.inference.sampling import Answer, Messages, Sampling
+from retone.models.partial import base_or_tuned
+from retone.rendering import RowRejected
 
 Ids = Sequence[int]
 
@@ -53,7 +55,7 @@ class Engine:
         rows = [
             Row(self.text_ids(messages[-1].content), sampling, tuned=tuned) for messages in prompts
         ]
-        return [self.answer_of(row, self.plain_text) for row in self._written(rows)]
+        return self._answers(rows, self.plain_text)
 
     def stream(
         self, messages: Messages, sampling: Sampling, *, tuned: Sequence[bool] = (True,)
@@ -67,8 +69,11 @@ class Engine:
 
         Yields:
             Which of the answers, and what comes next of it; never an empty piece.
+
+        Raises:
+            RowRejected: as `prompt_ids`.
         """
-        prompt = self.template.prompt_ids(messages)
+        prompt = self.prompt_ids(messages)
         rows = [Row(prompt, sampling, tuned=one) for one in tuned]
         texts = [TextStream(self.template.parse, sampling.stop) for _ in rows]
         decoder = self.decoder()
@@ -97,6 +102,23 @@ class Engine:
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return int(2 * config.num_hidden_layers * heads * size * self.model.dtype.itemsize)
 
+    def prompt_ids(self, messages: Messages) -> tuple[int, ...]:
+        """Ids of a prompt that leaves room for an answer.
+
+        Raises:
+            RowRejected: the template refuses the messages, or they are too long for the model.
+        """
+        return self.fitting(self.template.prompt_ids(messages))
+
+    def fitting(self, ids: tuple[int, ...]) -> tuple[int, ...]:
+        """The ids of a prompt; RowRejected where they leave no room for an answer."""
+        if len(ids) >= self.context:
+            raise RowRejected(
+                "context_length_exceeded",  # the code of the OpenAI API, which its clients know
+                f"the prompt has {len(ids)} tokens; prompt and answer have room for {self.context}",
+            )
+        return ids
+
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of plain text that is to be gone on with."""
         ids = self.tokenizer(text, verbose=False)["input_ids"]
@@ -107,38 +129,30 @@ class Engine:
         """The text of ids that no template surrounds (a `Parse`)."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def answer_of(self, row: Row, parse: Parse) -> Answer:
-        """What a finished row says."""
-        text, cut = until(parse(row.ids), row.sampling.stop)
-        return Answer(text, len(row.ids), row.stopped or cut)
-
     def answering(self, *, tuned: bool) -> AbstractContextManager[Any]:
         """Inside the block the model is the tuned one, or the base model."""
-        if tuned or not hasattr(self.model, "disable_adapter"):
-            return nullcontext()
-        context: AbstractContextManager[Any] = self.model.disable_adapter()
-        return context
+        return base_or_tuned(self.model, [tuned])
 
     def _respond(
         self, prompts: Sequence[Messages], sampling: Sampling, *, tuned: bool
     ) -> list[Answer]:
         rows = [Row(self.template.prompt_ids(each), sampling, tuned=tuned) for each in prompts]
-        return [self.answer_of(row, self.template.parse) for row in self._written(rows)]
+        return self._answers(rows, self.template.parse)
 
-    def _written(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """The rows when all are finished; neighbours in length together, to pad little."""
+    def _answers(self, rows: Sequence[Row], parse: Parse) -> list[Answer]:
+        """What rows say when all are finished; neighbours in length together, to pad little."""
         order = sorted(rows, key=lambda row: len(row.prompt))
         for start in range(0, len(order), self.batch_size):
             decoder = self.decoder()
             together = order[start : start + self.batch_size]
+            texts = [(row, TextStream(parse, row.sampling.stop)) for row in together]
             decoder.join(together)
             while decoder.rows:
-                for row in together:
-                    if row.sampling.stop and not row.finished:
-                        said = self.template.parse(row.ids, finished=False)
-                        row.finished = until(said, row.sampling.stop)[1]
+                for row, text in texts:
+                    if row.sampling.stop:  # else only the model itself ends it
+                        text.next(row)
                 decoder.step()
-        return rows
+        return [answer_of(row, parse) for row in rows]
 
 
 class TextStream:
@@ -167,6 +181,12 @@ class TextStream:
         piece = text[self._given : sure]
         self._given = max(self._given, sure)
         return piece
+
+
+def answer_of(row: Row, parse: Parse) -> Answer:
+    """What a finished row says."""
+    text, cut = until(parse(row.ids), row.sampling.stop)
+    return Answer(text, len(row.ids), row.stopped or cut)
 
 
 def until(text: str, stop: Sequence[str]) -> tuple[str, bool]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retone.inference.engine import Engine, until
+from retone.inference.engine import Engine, answer_of
 from retone.inference.sampling import TokenChance
 from retone.inference.service import Event, Ticket
 
@@ -68,7 +69,7 @@ def metrics(counts: Mapping[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-class Reply:
+class Reply(ABC):
     """How one request is answered.
 
     Args:
@@ -94,7 +95,7 @@ class Reply:
         """All choices, finished."""
         choices = []
         for at, ticket in enumerate(tickets):
-            text = until(ticket.parse(ticket.row.ids), ticket.row.sampling.stop)[0]
+            text = answer_of(ticket.row, ticket.parse).text
             chances = self.chances(ticket.row.chances)
             choices.append(
                 {"index": at, **self.content(text), "logprobs": chances,
@@ -120,17 +121,17 @@ class Reply:
         """The last piece of a stream, for who asks for it."""
         return {**self._chunk([]), "usage": _usage(tickets)}
 
+    @abstractmethod
     def content(self, text: str) -> dict[str, Any]:
         """The text of a finished choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def delta(self, text: str | None) -> dict[str, Any]:
         """A piece of a choice; None opens it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chances(self, chances: Sequence[TokenChance]) -> dict[str, Any] | None:
         """Log-probabilities of tokens."""
-        raise NotImplementedError
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"object": self.kind, **self._facts, "choices": choices}

@@ -18,6 +18,7 @@ from transformers import (
 from retone.conversation import Message
 
 Messages = Sequence[Message]
+GREEDY_BELOW = 1e-4  # temperatures under it would only overflow float32
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: longest answer in tokens.
-        temperature: 0 takes the likeliest token (greedy).
+        temperature: 0, and all below `GREEDY_BELOW`, takes the likeliest token.
         top_p: smallest set of tokens with this probability mass (Holtzman et al. 2019,
             arXiv:1904.09751); 1 keeps all.
         top_k: the likeliest tokens kept; 0 keeps all.
@@ -73,7 +74,7 @@ class Picker:
     """
 
     def __init__(self, sampling: Sampling, device: torch.device) -> None:
-        self._greedy = sampling.temperature == 0
+        self._greedy = sampling.temperature < GREEDY_BELOW
         self._generator = torch.Generator(device).manual_seed(sampling.seed)
         self._change = LogitsProcessorList()
         if sampling.repetition_penalty != 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ from retone import console
 from retone.chat_template import RowRejected
 from retone.config import SourceSection
 from retone.conversation import Conversation, Message
+from retone.data.archives import DataFile, open_files
+from retone.data.lines import as_utf8, lines
+from retone.data.spool import Trainable
 from retone.errors import InputError
 from retone.inference.sampling import Sampling
-from retone.run_dir import fingerprint, write_whole
+from retone.run_dir import find_run, fingerprint, write_whole
 from retone.workflows.create import read_samples_of
 from retone.workflows.load import Tuned, load
 
@@ -81,17 +84,18 @@ def batch(
         raise InputError(
             "the file of answers is there already", str(output), "choose another name", "exists"
         )
-    tuned = load(run, offline=offline)
-    how = tuned.sampled(**(sampling or {}))
+    found = find_run(run)
+    tuned = load(found, offline=offline)
+    how = replace(tuned.sampling, **(sampling or {}))
     prompts = _prompts(tuned, source, column)
     asked = [[message.as_dict() for message in prompt] for prompt in prompts]
     partial = output.with_name(f"{output.name}.partial")
-    before = _kept(partial, fingerprint(run, base, asdict(how), asked))
+    before = _kept(partial, fingerprint(str(found.path.resolve()), base, asdict(how), asked))
     started = time.perf_counter()
     tokens = _answer(partial, prompts, before, tuned, how, base=base)
-    with partial.open(encoding="utf-8") as lines:
-        next(lines)  # the settings
-        write_whole(output, lines)
+    with partial.open(encoding="utf-8") as file:
+        next(file)  # the settings
+        write_whole(output, file)
     partial.unlink()
     return Answered(output, len(prompts), before, tokens, time.perf_counter() - started)
 
@@ -122,23 +126,25 @@ def _answer(
 
 def _kept(partial: Path, settings: str) -> int:
     """Rows that an earlier sitting answered with the same settings; a line cut short is dropped."""
-    lines = partial.read_text(encoding="utf-8").split("\n") if partial.is_file() else []
-    if not lines or lines[0] != json.dumps({"settings": settings}):
+    kept = partial.read_text(encoding="utf-8").split("\n") if partial.is_file() else []
+    if not kept or kept[0] != json.dumps({"settings": settings}):
         write_whole(partial, json.dumps({"settings": settings}) + "\n")
         return 0
-    write_whole(partial, "".join(f"{line}\n" for line in lines[:-1]))
-    return len(lines) - 2
+    write_whole(partial, "".join(f"{line}\n" for line in kept[:-1]))
+    return len(kept) - 2
 
 
 def _prompts(tuned: Tuned, source: str, column: str | None) -> list[list[Message]]:
     """What is asked: every row up to its last answer, or every line of a text."""
     if Path(source).suffix in TEXT_ENDINGS and Path(source).is_file():
-        lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
-        found = [tuned.messages(Message("user", line)) for line in lines if line.strip()]
+        found = [
+            tuned.messages(Message("user", line.strip()))
+            for file in open_files(DataFile(Path(source), source))
+            for _, line in lines(as_utf8(file))
+            if line.strip()
+        ]
     else:
-        recipe = tuned.resolved.recipe.model_dump()
-        columns = {"prompt": column} if column else {}
-        samples = read_samples_of(recipe, SourceSection(path=source, columns=columns))
+        samples = _samples(tuned, source, column)
         found = [
             list(sample.prompt)
             if isinstance(sample, Conversation)
@@ -148,7 +154,7 @@ def _prompts(tuned: Tuned, source: str, column: str | None) -> list[list[Message
     refused = []
     for row, prompt in enumerate(found, 1):
         try:
-            tuned.engine.template.prompt_ids(prompt)
+            tuned.engine.prompt_ids(prompt)
         except RowRejected as rejected:
             refused.append(f"row {row}: {rejected.detail or rejected.reason}")
     if refused or not found:
@@ -159,3 +165,18 @@ def _prompts(tuned: Tuned, source: str, column: str | None) -> list[list[Message
             "wrong-prompts",
         )
     return found
+
+
+def _samples(tuned: Tuned, source: str, column: str | None) -> list[Trainable]:
+    """The rows of a data file; its prompts are in the column that is named, else in the one that
+    the recipe's own data has them in, else where the shape of the rows says."""
+    recipe = tuned.resolved.recipe
+    own = [one.columns.get("prompt") for one in recipe.data.sources("train")]
+    for name in [column] if column else dict.fromkeys(own):
+        columns = {"prompt": name} if name else {}
+        try:
+            return read_samples_of(recipe.model_dump(), SourceSection(path=source, columns=columns))
+        except InputError as error:
+            if column or not name or error.code != "missing-column":
+                raise
+    return read_samples_of(recipe.model_dump(), SourceSection(path=source))

@@ -60,9 +60,15 @@ class Talk:
         self.sampling = model.sampling
         self.history: list[Message] = []
 
-    def say(self, text: str) -> None:
-        """Ask, print the answer, and remember both; of two answers the tuned model's."""
-        asked = [*self.history, Message("user", text)]
+    def say(self, text: str, before: int | None = None) -> None:
+        """Ask, print the answer, and remember both; of two answers the tuned model's.
+
+        Args:
+            text: what is said.
+            before: turns that it is said behind, which only an answer makes it replace the rest;
+                None for all.
+        """
+        asked = [*self.history[:before], Message("user", text)]
         system = [Message("system", self.system)] if self.system else []
         try:
             said = self._stream([*system, *asked])
@@ -142,11 +148,10 @@ class Talk:
             _tell("nothing was asked yet")
             return
         text = self.history[asked[-1]].content
-        self.history = self.history[: asked[-1]]
         self.sampling = replace(self.sampling, seed=self.sampling.seed + 1)
         if self.sampling.temperature == 0:
             _tell("at temperature 0 the answer stays the same; /temp 0.7 lets it vary")
-        self.say(text)
+        self.say(text, before=asked[-1])
 
     def save(self, text: str) -> None:
         """Write the conversation as a row of messages, which retone reads as data."""

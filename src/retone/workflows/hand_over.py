@@ -9,9 +9,12 @@ import subprocess
 
 from retone import console
 from retone.errors import InputError, MachineError
+from retone.models.adapters import read_part
 from retone.models.methods import METHODS
 from retone.run_dir import Run, read_json, write_whole
 from retone.workflows.load import open_run
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
 
 
 def serve_with_vllm(
@@ -47,19 +50,14 @@ def serve_with_vllm(
 def _command(run: Run, *, host: str, port: int, offline: bool) -> list[str]:
     opened = open_run(run, offline=offline)
     recipe = opened.resolved.recipe
-    kind = METHODS[recipe.method.kind].saved_as
-    if kind == "bottleneck" or recipe.method.kind in ("ia3", "prefix", "prompt"):
-        raise InputError(
-            "vLLM cannot load what this run trained",
-            f"{run.name}: method.kind = {recipe.method.kind}",
-            f"retone serve {run.name}",
-            "not-for-vllm",
-        )
+    whole = METHODS[recipe.method.kind].saved_as == "model"
+    if not whole:
+        _require_plain_lora(run)
     template = run.path / "chat_template.jinja"
     write_whole(template, opened.template.text)
     base = read_json(run.manifest)["base"]["name"]
     common = ["--host", host, "--port", str(port), "--chat-template", str(template)]
-    if kind == "model":
+    if whole:
         return ["vllm", "serve", str(run.model), "--served-model-name", run.name, *common]
     return [
         "vllm", "serve", str(opened.base.path), "--served-model-name", base, *common,
@@ -68,7 +66,21 @@ def _command(run: Run, *, host: str, port: int, offline: bool) -> list[str]:
     ]  # fmt: skip
 
 
+def _require_plain_lora(run: Run) -> None:
+    """InputError where the run's adapter is more than LoRA on linear layers."""
+    try:
+        read_part(run.adapter)
+    except (InputError, FileNotFoundError) as error:
+        found = error.found if isinstance(error, InputError) else "a bottleneck adapter"
+        raise InputError(
+            "vLLM cannot load what this run trained",
+            f"{run.name}: {found}",
+            f"retone serve {run.name}",
+            "not-for-vllm",
+        ) from error
+
+
 def _rank(run: Run) -> int:
     """The smallest of vLLM's ranks that holds the saved one, which may be a sum of several."""
     rank = int(read_json(run.adapter / "adapter_config.json")["r"])
-    return next((one for one in (8, 16, 32, 64, 128, 256, 320, 512) if one >= rank), rank)
+    return next((one for one in VLLM_RANKS if one >= rank), rank)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ import yaml
 from retone import console
 from retone.config import METHOD_FIELDS, Recipe, SourceSection
 from retone.errors import InputError
-from retone.recipe_file import complete_recipe
+from retone.recipe_file import complete_recipe, toml_value
 from retone.run_dir import write_whole
 from retone.workflows.import_data import SOURCES, UNKNOWN, Draft
 from retone.workflows.import_fields import AXOLOTL, TOOLS, Tool, number, whole
@@ -241,26 +240,14 @@ def recipe_lines(draft: Draft, tool: Tool) -> Iterator[str]:
         if present:
             yield f"\n[{section}]"
         for name in present:
-            line = f"{name} = {_toml(draft.values[f'{section}.{name}'])}"
+            line = f"{name} = {toml_value(draft.values[f'{section}.{name}'])}"
             note = draft.notes[f"{section}.{name}"]
             yield line if note == name else f"{line}   {_comment(note)}"
         for split in ("train", "test") if section == "data" else ():
             for source in draft.sources[split]:
                 yield f"\n[[data.{split}]]"
                 present = [name for name in SourceSection.model_fields if name in source]
-                yield from (f"{name} = {_toml(source[name])}" for name in present)
-
-
-def _toml(value: Any) -> str:
-    """A value of a recipe as TOML: text, numbers, lists, and tables of plain names."""
-    if isinstance(value, dict):
-        pairs = [f"{name} = {_toml(inner)}" for name, inner in value.items()]
-        return f"{{ {', '.join(pairs)} }}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for one character
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+                yield from (f"{name} = {toml_value(source[name])}" for name in present)
 
 
 def _comment(told: str) -> str:

@@ -78,6 +78,23 @@ class Inspected:
             + (f"; {errors} error{'' if errors == 1 else 's'} to mend first" if errors else "")
         )
 
+    def page(self, title: str) -> str:
+        """The same as a page of HTML."""
+        rows = self.prepared.data.rows("train")[:PAGE_ROWS]
+        told = self.diagnosis.as_json()
+        data = DataReport(
+            title=title,
+            created=datetime.datetime.now(datetime.UTC).isoformat(),
+            verdict=self.verdict,
+            advice=told["advice"],
+            sources=self.sources,
+            lengths=told["lengths"],
+            totals=told["totals"],
+            findings=told["findings"],
+            tokens=[spans(row, self.prepared.tokenizer) for row in rows],
+        )
+        return render_data_page(data)
+
     def show(self) -> None:
         """Print the ledger, rows with their trained tokens coloured, findings and advice."""
         to = console.out()
@@ -162,7 +179,7 @@ def inspect(
     diagnosis = diagnose(prepared.data, prepared.resolved, allow)
     found = Inspected(prepared, diagnosis, tokens)
     if html is not None:
-        write_whole(html, render_data_page(_page(found, ", ".join(what))))
+        write_whole(html, found.page(", ".join(what)))
         console.note(f"page: {html}")
     return found
 
@@ -217,22 +234,6 @@ def _samples(recipe: Recipe, bad: BadRows) -> Iterator[Sample]:
         yield from samples
     if bad.count and recipe.data.bad_rows == "error":
         raise bad.problems()
-
-
-def _page(found: Inspected, title: str) -> DataReport:
-    rows = found.prepared.data.rows("train")[:PAGE_ROWS]
-    told = found.diagnosis.as_json()
-    return DataReport(
-        title=title,
-        created=datetime.datetime.now(datetime.UTC).isoformat(),
-        verdict=found.verdict,
-        advice=told["advice"],
-        sources=found.sources,
-        lengths=told["lengths"],
-        totals=told["totals"],
-        findings=told["findings"],
-        tokens=[spans(row, found.prepared.tokenizer) for row in rows],
-    )
 
 
 def _epoch_lines(diagnosis: Diagnosis) -> list[list[str]]:

@@ -7,7 +7,6 @@ A job goes on when the page or the server is closed, and is found again by its f
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from retone.errors import InputError
 from retone.inference.desk import Choices, JobState
 from retone.models.locate import model_table
 from retone.planning import probe_machine
-from retone.recipe_file import load_recipe
+from retone.recipe_file import load_recipe, toml_value
 from retone.run_dir import (
     Run,
     check_name,
@@ -53,17 +53,37 @@ _children: list[subprocess.Popen[bytes]] = []  # asked now and then, or they wou
 
 def choices() -> Choices:
     """Base models and methods that fit into this machine's memory, by a rule of thumb."""
-    room = probe_machine().memory_bytes - SPARE_BYTES
+    room, known = _room(), model_table()
+    usable = [name for name in METHODS if name != "qlora" or find_spec("bitsandbytes")]
+    leanest = min(BYTES[name] for name in usable)
     bases = [
         (name, f"{name} ({row.parameters / 1e6:,.0f}M)")
-        for name, row in model_table().items()
-        if row.parameters * BYTES["lora"] < room
+        for name, row in known.items()
+        if row.parameters * leanest < room
     ]
-    smallest = min(row.parameters for row in model_table().values())
-    methods = [
-        (name, label) for name, (label, _, _) in METHODS.items() if smallest * BYTES[name] < room
-    ]
+    smallest = min(row.parameters for row in known.values())
+    methods = [(name, METHODS[name][0]) for name in usable if smallest * BYTES[name] < room]
     return Choices(bases, methods)
+
+
+def _room() -> float:
+    """Bytes of memory for the weights and what training keeps beside each."""
+    return probe_machine().memory_bytes - SPARE_BYTES
+
+
+def _require_room(base: str, method: str) -> None:
+    """InputError where a model of the table is too large for this machine and method."""
+    row = model_table().get(base)
+    needed = row.parameters * BYTES[method] if row else 0.0
+    if needed >= _room():
+        lean = [name for name, _ in choices().methods if BYTES[name] < BYTES[method]]
+        raise InputError(
+            "the base model does not fit into memory with this method",
+            f"{base} with {method} takes about {needed / 1e9:.0f} GB, "
+            f"there is room for {max(0.0, _room()) / 1e9:.0f}",
+            f"take a smaller model{' or ' + ', '.join(lean) if lean else ''}",
+            "no-room",
+        )
 
 
 def data_values(path: str, prompt: str, answer: str) -> dict[str, Any]:
@@ -78,9 +98,11 @@ def start(
 ) -> JobState:
     """Start a job; arguments as for `Desk.start`.
 
-    Raises InputError: a job is running, the name is none, or the recipe is wrong.
+    Raises InputError: a job is running, the name is none, the model is too large, or the recipe is
+    wrong.
     """
     check_name(name)
+    _require_room(base, method)
     root = runs_root() / ".jobs"
     root.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(root / ".lock"):
@@ -227,19 +249,12 @@ def _free_name(name: str) -> str:
     return taken
 
 
-def inline(value: Any) -> str:
-    """A value as TOML on one line; JSON writes strings and numbers as TOML reads them."""
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{json.dumps(k)} = {inline(v)}' for k, v in value.items())} }}"
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _toml(recipe: dict[str, dict[str, Any]]) -> str:
     """The recipe as TOML."""
     lines = []
     for section, fields in recipe.items():
-        lines.append(f"[{section}]")
-        for field, value in fields.items():
-            lines.append(f"{field} = {inline(value)}")
-        lines.append("")
-    return "\n".join(lines)
+        lines += [
+            f"[{section}]",
+            *(f"{name} = {toml_value(value)}" for name, value in fields.items()),
+        ]
+    return "\n".join(lines) + "\n"

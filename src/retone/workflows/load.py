@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ class Tuned:
         self.engine = engine
         self.resolved = resolved
         self.system = resolved.recipe.data.system
-        self._sampling = Sampling(max_new_tokens=resolved.recipe.evaluate.max_new_tokens or 256)
+        # Greedy, as long as the longest reference allows.
+        self.sampling = Sampling(max_new_tokens=resolved.recipe.evaluate.max_new_tokens or 256)
 
     def messages(self, *turns: Message) -> list[Message]:
         """The turns, after the system prompt that the model was tuned with."""
@@ -72,15 +73,6 @@ class Tuned:
     def answer(self, text: str) -> str:
         """The text of the tuned model's answer to one prompt."""
         return self.ask(text).text
-
-    def sampled(self, **changes: Any) -> Sampling:
-        """The run's own way of picking tokens with some fields of it changed."""
-        return replace(self.sampling, **changes)
-
-    @property
-    def sampling(self) -> Sampling:
-        """Greedy, as long as the longest reference allows."""
-        return self._sampling
 
 
 def open_run(run: Run, *, offline: bool = False) -> Opened:

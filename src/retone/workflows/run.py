@@ -20,6 +20,7 @@ from retone.workflows.report import write_report
 from retone.workflows.train import train
 
 SHOWN_PAIRS = 6
+SHOWN_CHARACTERS = 160  # of each of their answers
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,10 @@ class RunResult:
         """Print before/after pairs, scores, the verdict and the report's path."""
         to = console.out()
         for pair in pairs(self.run, SHOWN_PAIRS):
-            before, after = (_line(pair["answers"][who]["text"]) for who in ("base", "tuned"))
+            before, after = (
+                console.one_line(pair["answers"][who]["text"], SHOWN_CHARACTERS)
+                for who in ("base", "tuned")
+            )
             to.print(f"  {escape(pair['prompt'])}", style="bold", soft_wrap=True)
             to.print(f"  before  {escape(before)}", style="dim", soft_wrap=True)
             to.print(f"  after   {escape(after)}\n", style="green", soft_wrap=True)
@@ -157,9 +161,3 @@ def _seed_lines(stored: Mapping[str, Any]) -> list[str]:
     found: Spread = spread([value for value in values if value is not None])
     names = ", ".join(str(row["seed"]) for row in stored["seeds"])
     return [f"over seeds {names}: {head} {found}"]
-
-
-def _line(text: str) -> str:
-    """An answer on one line, cut for the terminal only."""
-    flat = " ".join(text.split())
-    return flat if len(flat) <= 160 else flat[:159] + "…"

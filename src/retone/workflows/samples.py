@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,10 @@ class Samples:
         """Print each question with both answers."""
         to = console.out()
         for found in self.answers:
+            base, tuned = (console.one_line(found[who]["text"]) for who in ("base", "tuned"))
             to.print(escape(found["question"]), style="bold", soft_wrap=True)
-            to.print(escape(f"  base   {_line(found['base'])}"), style="dim", soft_wrap=True)
-            to.print(escape(f"  tuned  {_line(found['tuned'])}\n"), style="green", soft_wrap=True)
+            to.print(escape(f"  base   {base}"), style="dim", soft_wrap=True)
+            to.print(escape(f"  tuned  {tuned}\n"), style="green", soft_wrap=True)
         to.print(f"kept in {escape(str(self.path))}", soft_wrap=True)
 
 
@@ -76,7 +76,3 @@ def sample_answers(
         samples.show()
         chat(run, offline=offline)
     return samples
-
-
-def _line(answer: Mapping[str, Any]) -> str:
-    return " ".join(answer["text"].split())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
-import tempfile
 import threading
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from retone import console
 from retone.errors import InputError, MachineError
 from retone.evaluation.votes import Votes
+from retone.recipe_file import toml_value
 from retone.run_dir import Run, all_runs, find_run, read_json
 from retone.workflows import jobs
 from retone.workflows.hand_over import serve_with_vllm
@@ -23,7 +25,6 @@ from retone.workflows.report import write_report
 
 PASSWORD = "RETONE_PASSWORD"  # keys come from the environment alone
 USER = "retone"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DONE = ("finished", "trained")
 
 
@@ -51,7 +52,7 @@ def serve(
         MachineError: a package is missing, or the port is taken.
     """
     password = os.environ.get(PASSWORD) or None
-    if host not in LOOPBACK and not password:
+    if not _local(host) and not password:
         raise InputError(
             "others can reach this address, so a password is needed",
             f"--host {host}, and {PASSWORD} is not set",
@@ -65,8 +66,9 @@ def serve(
         )
         return
     _require_packages(api_only)
-    desk = FrontDesk(offline=offline)
-    chosen = find_run(run).name if run else next(iter(desk.runs()), None)
+    given = find_run(run) if run else None
+    desk = FrontDesk(given, offline=offline)
+    chosen = given.name if given else next(iter(desk.runs()), None)
     if api_only and not chosen:
         raise InputError(
             "there is no run to serve", "no run is trained yet", "retone run yoda", "unknown-run"
@@ -78,16 +80,24 @@ def serve(
 
 
 class FrontDesk:
-    """What the app and the API ask for: one run is held at a time."""
+    """What the app and the API ask for: one run is held at a time.
 
-    def __init__(self, *, offline: bool = False) -> None:
+    Args:
+        given: a run that was named, wherever it is; the others are those of `all_runs`.
+        offline: never ask a network.
+    """
+
+    def __init__(self, given: Run | None = None, *, offline: bool = False) -> None:
+        self._given = given
         self._offline = offline
         self._lock = threading.Lock()
         self._open: tuple[str, Any] | None = None
 
     def runs(self) -> list[str]:
         """Names of runs that can be talked to, newest first."""
-        return [run.name for run in reversed(all_runs()) if run.status in DONE]
+        names = [run.name for run in reversed(all_runs()) if run.status in DONE]
+        given = [self._given.name] if self._given and self._given.name not in names else []
+        return given + names
 
     def open(self, name: str) -> Any:
         """The run as `desk.Opened`; another one that was open is closed."""
@@ -95,9 +105,9 @@ class FrontDesk:
         from retone.inference.desk import Opened
         from retone.inference.service import Service
 
+        run = self._find(name)
         with self._lock:
             if self._open is None or self._open[0] != name:
-                run = find_run(name)
                 tuned = load(run, offline=self._offline)
                 if self._open is not None:
                     self._open[1].close()
@@ -106,7 +116,6 @@ class FrontDesk:
                 self._open = name, service
                 self._served = Served(service, run.name, base, tuned.sampling, tuned.system or "")
                 self._examples = sample_questions(run, tuned.resolved.recipe)
-            run = find_run(name)
             return Opened(self._served, self._examples, partial(_about, run), partial(_report, run))
 
     def served(self) -> Any:
@@ -121,7 +130,7 @@ class FrontDesk:
         self, name: str, question: str, answers: tuple[str, str], tuned_at: int, choice: str
     ) -> str:
         """Keep a blind vote and draw the report again; the tally as a sentence."""
-        run = find_run(name)
+        run = self._find(name)
         votes = Votes(run.votes)
         votes.add(question, answers, tuned_at, choice)
         if run.status == "finished":
@@ -131,15 +140,13 @@ class FrontDesk:
     def inspect(self, path: str, base: str, prompt: str, answer: str) -> tuple[str, str]:
         """The page of `retone inspect` for a file, and what stands in the way of training."""
         data = jobs.data_values(path, prompt, answer)
-        sets = [f"data.columns={jobs.inline(data['columns'])}"] if "columns" in data else []
-        with tempfile.TemporaryDirectory() as folder:
-            page = Path(folder) / "data.html"
-            found = inspect(
-                [path], html=page, flags={"model": base}, sets=sets, offline=self._offline
-            )
-            errors = [finding["message"] for finding in found.diagnosis.as_json()["findings"]
-                      if finding["severity"] == "error"]  # fmt: skip
-            return page.read_text(encoding="utf-8"), "; ".join(errors)
+        sets = [f"data.columns={toml_value(data['columns'])}"] if "columns" in data else []
+        found = inspect([path], flags={"model": base}, sets=sets, offline=self._offline)
+        errors = [finding.message for finding in found.diagnosis.errors]
+        return found.page(Path(path).name), "; ".join(errors)
+
+    def _find(self, name: str) -> Run:
+        return self._given if self._given and self._given.name == name else find_run(name)
 
     def close(self) -> None:
         """Let the model go."""
@@ -155,7 +162,7 @@ def _serve(
 
     from retone.inference.api import create_api
 
-    api: Any = create_api(desk.served, host=host, token=password)
+    api: Any = create_api(desk.served, local=_local(host), token=password)
     if not api_only:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         import gradio
@@ -175,7 +182,7 @@ def _serve(
             auth=(USER, password) if password else None, max_file_size="1gb",
         )  # fmt: skip
     listener.listen()
-    address = f"http://{host}:{listener.getsockname()[1]}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     console.err.print(f"API: {address}/v1" + ("" if api_only else f"   app: {address}"))
     console.err.print("Ctrl-C stops it", style="dim")
     server = uvicorn.Server(uvicorn.Config(api, log_level="warning", timeout_graceful_shutdown=5))
@@ -183,6 +190,13 @@ def _serve(
         server.run(sockets=[listener])
     finally:
         desk.close()
+
+
+def _local(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -17,7 +17,7 @@ from retone.models.adapters import initial_part, own_part, read_part
 from retone.models.methods import METHODS, count_parameters
 from retone.models.saving import add_older, save_tuned
 from retone.recipe_file import find_recipe, load_recipe
-from retone.run_dir import Run, read_json, whole_folder, write_json
+from retone.run_dir import Run, read_json, read_jsonl, whole_folder, write_json, write_whole
 from retone.training.loop import FitData, FitResult, fit
 from retone.workflows.create import create
 from retone.workflows.load import Opened, Tuned, open_run, sample_questions
@@ -85,14 +85,18 @@ def _asker(run: Run, opened: Opened, model: Any) -> Callable[[int], None]:
     def ask(step: int) -> None:
         if not questions:
             return
+        kept = read_jsonl(run.samples) if run.samples.is_file() else []
+        # A run that goes on from a checkpoint comes by some steps again.
+        lines = [line for line in kept if line["step"] < step]
         model.eval()
         prompts = [tuned.messages(Message("user", question)) for question in questions]
         answers = engine.tuned(prompts, tuned.sampling)
         model.train()
-        with run.samples.open("a", encoding="utf-8") as file:
-            for question, answer in zip(questions, answers, strict=True):
-                line = {"step": step, "question": question, "answer": answer.text}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for question, answer in zip(questions, answers, strict=True):
+            lines.append({"step": step, "question": question, "answer": answer.text})
+        write_whole(
+            run.samples, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        )
 
     return ask
 
