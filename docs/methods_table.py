@@ -63,8 +63,8 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
     machine, first = proof["machine"], next(iter(proof["methods"].values()))
     yield (
         "The bundled Yoda rows, SmolLM2-135M-Instruct as its Q4_1 GGUF unpacks, "
-        f"{machine['name']} with {machine['cores']} cores, {proof['date']}, commit "
-        f"{proof['commit']}; with the presets, but where settings are given. BLEU of "
+        f"{machine['name']} with {machine['cores']} cores, {proof['date']}, "
+        f"{_commits(proof['methods'])}; with the presets, but where settings are given. BLEU of "
         f"{first['bleu']['n']} held-out rows with its 95 % interval; copying the prompt scores "
         f"{first['copy']:.1f}."
     )
@@ -80,6 +80,12 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
             f"| {row['peak_bytes'] / 1e9:.1f} GB | {row['minutes']:.1f} min "
             f"| {row['saved_bytes'] / 1e6:.1f} MB |"
         )
+
+
+def _commits(rows: Mapping[str, Any]) -> str:
+    """Where figures come from that were recorded one by one."""
+    found = list(dict.fromkeys(row.get("commit", "of an earlier proof") for row in rows.values()))
+    return f"commit{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 
 def _types(table: Mapping[str, Any]) -> Iterator[str]:
@@ -113,7 +119,10 @@ def _presets(table: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> Itera
         yield "No sweep is committed yet."
         return
     rates = sorted({cell["learning_rate"] for cell in sweep["cells"].values()})
-    yield "Held-out BLEU of LoRA by learning rate, style and number of training rows:"
+    yield (
+        "Held-out BLEU of LoRA by learning rate, style and number of training rows "
+        f"({_commits(sweep['cells'])}):"
+    )
     yield ""
     yield f"| style | rows | epochs | copied | {' | '.join(f'{rate:g}' for rate in rates)} |"
     yield "|---" * (4 + len(rates)) + "|"

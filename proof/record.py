@@ -21,7 +21,7 @@ def record(name: str, payload: dict[str, Any], folder: Path | None = None) -> Pa
     """Write `payload` with its provenance to `folder`/`name`.json (proof/results by default)."""
     facts = {
         "date": datetime.date.today().isoformat(),
-        "commit": _git("rev-parse", "--short=12", "HEAD"),
+        "commit": commit(),
         "changed_files": len(_git("status", "--porcelain", "--", "src").splitlines()),
         "versions": {item: importlib.metadata.version(item) for item in VERSIONED},
         "python": platform.python_version(),
@@ -31,6 +31,11 @@ def record(name: str, payload: dict[str, Any], folder: Path | None = None) -> Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**facts, **payload}, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def commit() -> str:
+    """The commit that is checked out; figures that are recorded one by one carry their own."""
+    return _git("rev-parse", "--short=12", "HEAD")
 
 
 def _git(*arguments: str) -> str:

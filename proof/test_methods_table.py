@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from record import RESULTS, record
+from record import RESULTS, commit, record
 from test_recipes import run
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -55,6 +55,7 @@ def test_method(name: str, folder: Path) -> None:
     weights = sum(file.stat().st_size for file in tuned.glob("*.safetensors"))
     scores = {who: by["bleu"] for who, by in result["scores"].items()}
     row: dict[str, Any] = {
+        "commit": commit(),
         "settings": list(METHODS[name]),
         "trained": training["parameters"]["trained"],
         "total": training["parameters"]["total"],

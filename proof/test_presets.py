@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from record import RESULTS, record
+from record import RESULTS, commit, record
 from retone.presets import epochs_for
 from test_recipes import run
 
@@ -75,6 +75,7 @@ def test_cell(style: str, size: int, rate: float, folder: Path) -> None:
     )  # fmt: skip
     bleu = result["scores"]["tuned"]["bleu"]
     known[key] = {
+        "commit": commit(),
         "style": style, "rows": rows, "learning_rate": rate, "epochs": epochs, "bleu": bleu,
         "copy": result["scores"]["copy"]["bleu"]["value"],
         "base": result["scores"]["base"]["bleu"]["value"],
