@@ -166,9 +166,13 @@ def test_two_hundred_at_once(server: Server) -> None:
     assert len(said) == CONCURRENT
     after = server.peak_bytes()
     assert after - before < 1e9
+    again, _, _ = asyncio.run(crowd(server, CONCURRENT, 24))
+    assert again == {"answered": CONCURRENT}
+    assert server.peak_bytes() < 1.1 * after  # it stays where it is
     FOUND["concurrent"] = {
         "requests": CONCURRENT, "answered": ended["answered"], "seconds": seconds,
         "peak_bytes_before": before, "peak_bytes_after": after,
+        "peak_bytes_after_twice": server.peak_bytes(),
     }  # fmt: skip
     more, _, _ = asyncio.run(crowd(server, 3 * CONCURRENT, 4))
     assert set(more) == {"answered", "told to wait"}  # more than may wait: nobody is lost

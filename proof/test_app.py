@@ -109,7 +109,13 @@ def slide(page: Any, name: str, value: float) -> None:
     field.fill(str(value))
     page.wait_for_timeout(400)
     field.press("Enter")
-    page.wait_for_timeout(700)  # the page tells the server of a slider with a little delay
+    field.blur()
+    # Both parts of the slider have it, and the page sends it along with a little delay.
+    page.wait_for_function(
+        "([id, value]) => [...document.querySelectorAll(`#${id} input`)].every("
+        "(input) => Number(input.value) === value)", arg=[name, value],
+    )  # fmt: skip
+    page.wait_for_timeout(1500)
 
 
 def picture(page: Any, name: str) -> None:

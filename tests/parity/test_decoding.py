@@ -218,6 +218,20 @@ def test_chances_are_those_of_a_plain_pass() -> None:
         assert [value for _, value in found.top] == pytest.approx(values.tolist(), abs=1e-4)
 
 
+def test_the_head_reads_one_position_of_each_row_at_once() -> None:
+    """As [1, rows, hidden]: for a slice of [rows, seq, hidden] torch copies its weights rows times."""
+    engine = plain_engine()
+    seen: list[tuple[int, ...]] = []
+    head = engine.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, given, logits: seen.append(tuple(given[0].shape)))
+    decoder = engine.decoder()
+    decoder.join(rows(engine, Sampling(max_new_tokens=2)))
+    count = len(decoder.rows)
+    write(decoder)
+    hidden = engine.model.config.hidden_size
+    assert [shape for shape in seen if shape[1]] == [(1, count, hidden)] * 2
+
+
 def test_an_answer_ends_where_the_context_does() -> None:
     engine = plain_engine(max_position_embeddings=40)
     row = rows(engine, Sampling(max_new_tokens=500))[0]

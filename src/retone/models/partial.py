@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ def head_only_at(model: Any, index: Tensor) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def no_head(model: Any) -> AbstractContextManager[None]:
+    """Let no position through the output head inside the block."""
+    return head_only_at(model, torch.empty(0, dtype=torch.long, device=model.device))
 
 
 def leading_positions(model: Any) -> int:
@@ -66,8 +71,7 @@ def prefix_cache(model: Any, prefix: Tensor, rows: int) -> DynamicCache:
         rows: rows of the batch.
     """
     cache = DynamicCache(config=model.config)
-    nothing = torch.empty(0, dtype=torch.long, device=prefix.device)
-    with head_only_at(model, nothing):
+    with no_head(model):
         model(input_ids=prefix, past_key_values=cache, use_cache=True)
     for layer in cache.layers:
         layer.keys = layer.keys.expand(rows, -1, -1, -1)  # [batch, heads, shared, head_dim]
@@ -84,7 +88,8 @@ def learned_cache(model: Any, rows: int) -> Any:
         return model.get_prompt(rows)
     cache = DynamicCache(config=model.config)
     embeddings = model.get_prompt(batch_size=rows).to(model.base_model.dtype)
-    model.base_model(inputs_embeds=embeddings, past_key_values=cache, logits_to_keep=1)
+    with no_head(model):
+        model.base_model(inputs_embeds=embeddings, past_key_values=cache)
     return cache
 
 
@@ -100,11 +105,14 @@ def forward_last(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
     # What is learned stands in the cache already, so peft need not add it.
     network = model.base_model if _active_prompt(model) is not None else model
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    output = network(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-        use_cache=True, logits_to_keep=1,
-    )  # fmt: skip
-    logits: Tensor = output.logits[:, -1]
+    rows, new = ids.shape
+    # Not `logits_to_keep`: it makes a slice, for which torch copies the head's weights once a row.
+    with head_only_at(model, torch.arange(1, rows + 1, device=ids.device) * new - 1):
+        output = network(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+            use_cache=True,
+        )  # fmt: skip
+    logits: Tensor = output.logits[0]
     return logits
 
 
