@@ -219,7 +219,7 @@ def test_chances_are_those_of_a_plain_pass() -> None:
 
 
 def test_the_head_reads_one_position_of_each_row_at_once() -> None:
-    """As [1, rows, hidden]: for a slice of [rows, seq, hidden] torch copies its weights for each."""
+    """As [1, rows, hidden]: of a slice of [rows, seq, hidden] torch copies the weights for each."""
     engine = plain_engine()
     seen: list[tuple[int, ...]] = []
     head = engine.model.get_output_embeddings()
