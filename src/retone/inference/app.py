@@ -31,7 +31,10 @@ CSS = """
 }
 .about p { color: #6a6761; }
 .dark .about p { color: #a6a39b; }
-progress { accent-color: #c2410c; }
+progress { appearance: none; height: 0.5rem; border-radius: 4px; overflow: hidden; }
+progress, progress::-webkit-progress-bar { background: var(--border-color-primary); }
+progress::-webkit-progress-value { background: #c2410c; }
+progress::-moz-progress-bar { background: #c2410c; }
 .frame iframe { width: 100%; height: 80vh; border: 0; border-radius: 6px; background: #fff; }
 footer { display: none !important; }
 :focus-visible { outline: 2px solid var(--body-text-color) !important; outline-offset: 2px; }
