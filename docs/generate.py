@@ -7,6 +7,7 @@ docs/cli.md            the help of every verb, and every recipe field
 docs/dependencies.md   pyproject.toml, docs/dependencies.toml, tables/models.toml
 docs/findings.md       the table of retone/data/findings.py
 docs/methods.md        the tables of methods, types and presets, and the proofs of both
+docs/teacher.md        the tables of the teacher, and its proofs
 docs/results.md        every proof/results/*.json and benchmarks/results/*.json
 README.md              the lines between the results markers, from the same files
 """
@@ -36,6 +37,7 @@ from retone.config import Recipe, SourceSection
 from retone.models.locate import model_table
 from retone.planning import DataFacts, Machine, ModelFacts, resolve
 from retone.recipe_file import describe_fields
+from teacher_page import teacher_page
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = "<!-- results:start -->", "<!-- results:end -->"
@@ -194,6 +196,7 @@ def documents(root: Path) -> dict[Path, str]:
         root / "docs" / "dependencies.md": dependencies_page(root),
         root / "docs" / "methods.md": methods_page(proofs),
         root / "docs" / "results.md": results_page(proofs, benchmarks),
+        root / "docs" / "teacher.md": teacher_page(proofs),
     }
 
 

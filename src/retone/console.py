@@ -6,6 +6,7 @@ Rich honours NO_COLOR and pipes; where stderr is no terminal, progress comes as 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+FENCE = '"""'  # begins and ends a text of several lines
 PLAIN_EVERY = 10.0  # seconds between two progress lines where there is no terminal
 
 err = Console(stderr=True, highlight=False)
@@ -122,14 +124,37 @@ def trained_text(pieces: list[tuple[str, bool]]) -> Text:
     return text
 
 
-__all__ = [
-    "Ticker",
-    "err",
-    "note",
-    "out",
-    "table",
-    "ticker",
-    "trained_text",
-    "training_detail",
-    "use_json",
-]
+def read_turn() -> str | None:
+    """What is typed: a line, several that end in a backslash, or a block between triple quotes."""
+    line = _read_line("> ")
+    if line is None or not (line.endswith("\\") or line.startswith(FENCE)):
+        return line
+    fenced = line.startswith(FENCE)
+    lines = [line.removeprefix(FENCE)] if fenced else []
+    while fenced or line.endswith("\\"):
+        if not fenced:
+            lines.append(line.removesuffix("\\"))
+        more = _read_line(". ")
+        if more is None:
+            break
+        line = more
+        if fenced and line.rstrip().endswith(FENCE):
+            lines.append(line.rstrip().removesuffix(FENCE))
+            break
+        if fenced:
+            lines.append(line)
+    else:
+        lines.append(line)
+    return "\n".join(lines).strip("\n")
+
+
+def _read_line(sign: str) -> str | None:
+    try:
+        if sys.stdin.isatty():
+            return input(sign)
+        err.print(sign, end="", style="bold")
+        line = sys.stdin.readline()
+    except (KeyboardInterrupt, EOFError):
+        err.print()
+        return None
+    return line.rstrip("\n") if line else None

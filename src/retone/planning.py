@@ -175,7 +175,7 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
         if field not in filled and getattr(getattr(recipe, section), name) in (None, "auto"):
             filled[field] = Choice(value, because)
 
-    fill("model.dtype", *_dtype(machine, model))
+    fill("model.dtype", *dtype_for(machine, model))
     fill("model.attention", *_attention(machine, data))
     if recipe.model.adapter is not None:
         packed = recipe.model.quantization != "none"
@@ -225,7 +225,7 @@ def _apply(recipe: Recipe, filled: dict[str, Choice]) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _dtype(machine: Machine, model: ModelFacts) -> tuple[str, str]:
+def dtype_for(machine: Machine, model: ModelFacts) -> tuple[str, str]:
     dtype, because = type_for(machine.device, machine.capability, model.model_type)
     if dtype != "measured":
         return dtype, f"{machine.name}: {because}"

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from retone.config import BUNDLED, HUB, STDIN, Recipe, Section
 from retone.errors import InputError, nearest
@@ -89,7 +89,7 @@ def complete_recipe(
     except ValidationError as error:
         raise InputError(
             "the recipe has fields that cannot be used",
-            f"{where}: " + "; ".join(_explain(item) for item in error.errors()),
+            f"{where}: " + "; ".join(explain(item, Recipe) for item in error.errors()),
             "mend them in the recipe, or override with --set section.field=value",
             "wrong-recipe",
         ) from error
@@ -152,23 +152,26 @@ def _override(values: dict[str, Any], field: str, value: Any) -> None:
         target[key] = value
 
 
-def _explain(item: Any) -> str:
-    """One pydantic finding as `section.field: what is wrong (found ...)`."""
+def explain(item: Any, root: type[BaseModel]) -> str:
+    """One pydantic finding in a file that `root` describes, as `section.field: what is wrong`."""
     place = [str(part) for part in item["loc"]]
     field = ".".join(place)
     if item["type"] == "extra_forbidden":
-        return f"unknown field {field}{nearest(place[-1], _siblings(place))}"
+        return f"unknown field {field}{nearest(place[-1], _siblings(place, root))}"
     if item["type"] == "missing":
         return f"{field} is required"
     message = item["msg"].removeprefix("Value error, ")
-    return f"{field}: {message} (found {item['input']!r})" if item["loc"][1:] else message
+    found = (
+        f" (found {item['input']!r})" if item["type"] != "value_error" or item["loc"][1:] else ""
+    )
+    return f"{field}: {message}{found}" if field else message
 
 
-def _siblings(place: list[str]) -> list[str]:
+def _siblings(place: list[str], root: type[BaseModel]) -> list[str]:
     """The field names that exist where an unknown one was found."""
     if len(place) == 1:
-        return list(Recipe.model_fields)
-    section = Recipe.model_fields.get(place[0])
+        return list(root.model_fields)
+    section = root.model_fields.get(place[0])
     model = section.annotation if section else None
     return (
         list(model.model_fields) if isinstance(model, type) and issubclass(model, Section) else []

@@ -27,6 +27,7 @@ from typer.main import get_command
 import retone.recipe_file
 import tiny
 from retone.cli import app, main
+from teacher_process import server
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -196,7 +197,9 @@ def pretty(value: Any, depth: int = 0) -> str:
     return "\n".join([left, ",\n".join(lines), " " * depth + right])
 
 
-def real_objects(work: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def real_objects(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """One object of each kind, from commands in the order a person would type them."""
 
     def told(*arguments: str, code: int | None = 0) -> Any:
@@ -220,9 +223,15 @@ def real_objects(work: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, An
     robot = "The robot sleeps.,Sleeps <|im_end|> it does.,True"  # left out: it spells the end token
     for name, part in (("rows.csv", [*rows[:6], robot]), ("test.csv", rows[6:])):
         (work / name).write_text("\n".join(["prompt,completion,group", *part]) + "\n")
+    with server(work / "log.jsonl", "--answers", "teacher_server:persona") as address:
+        synthesized = told("synthesize", "sysadmin", "-o", "juno.jsonl", "--count", "6",
+                           "--endpoint", address, "--teacher", "any", "--least", "0.8")  # fmt: skip
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\nr\nq\n"))
     return {
         "new": told("new", "starter.toml"),
         "import": told("import", "axolotl.yaml"),
+        "synthesize": synthesized,
+        "review": told("review", "juno.jsonl", "--terminal"),
         "inspect": told("inspect", "my.toml"),
         "run": told("run", "my.toml", "--set", "train.seeds=[0,1]"),
         "train": told("train", "my.toml", "--name", "again", "--set", "method.rank=4"),
@@ -249,8 +258,12 @@ def with_examples(page: str, real: dict[str, Any], work: Path) -> str:
     return page
 
 
-def test_json_examples_have_the_real_keys(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    real = real_objects(work, capsys)
+def test_json_examples_have_the_real_keys(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai", reason="the extra `teacher` is not installed")
+    monkeypatch.setenv("RETONE_CACHE", str(work / "cache"))
+    real = real_objects(work, capsys, monkeypatch)
     page = JSON_PAGE.read_text(encoding="utf-8")
     if os.environ.get("RETONE_WRITE_EXAMPLES"):
         page = with_examples(page, real, work)

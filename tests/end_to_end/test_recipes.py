@@ -148,7 +148,7 @@ def stand_in_data(name: str, folder: Path) -> list[str]:
 
 def test_the_bundled_recipes_are_these() -> None:
     assert set(RECIPES) == {
-        "yoda", "qa", "instruct", "structured", "chat", "saltings",
+        "yoda", "qa", "instruct", "structured", "chat", "persona", "saltings",
         "yoda-phi3", "qa-tinyllama", "instruct-tinyllama", "chat-llama3.2-3b",
     }  # fmt: skip
 

@@ -21,12 +21,12 @@ import pytest
 
 import tiny
 from retone.cli import main
+from retone.console import read_turn
 from retone.errors import InputError
 from retone.evaluation.votes import Votes, sign_test
 from retone.run_dir import find_run, read_json, read_jsonl
 from retone.workflows import batch as batch_module
 from retone.workflows import jobs
-from retone.workflows.chat import read_turn
 
 NOUNS = ("cat", "dog", "bird", "fish", "mouse", "horse", "goat", "sheep", "duck", "goose", "hen")
 RECIPE = """

@@ -56,6 +56,13 @@ def language_of(text: str) -> str:
     return str(best.language.name.title()) if best.value >= SURE else ""
 
 
+def language_names() -> list[str]:
+    """English names of the languages that are told apart. Raises ImportError without lingua."""
+    from lingua import Language
+
+    return sorted(str(language.name.title()) for language in Language.all_spoken_ones())
+
+
 @lru_cache(maxsize=1)
 def _detector() -> Any:
     """Lingua's detector for all its languages that are spoken; its quick models are enough.

@@ -81,6 +81,9 @@ def _everything() -> Iterator[Kept]:
     for kind, what in (("embedded", "unpacked model"), ("gguf", "unpacked GGUF file")):
         for folder in sorted((cache_dir() / kind).glob("*/")):
             yield _kept(f"{kind}/{folder.name}", what, folder)
+    replies = cache_dir() / "teacher"
+    if replies.is_dir():
+        yield _kept("teacher", "answers of teacher models, which were paid for", replies)
     for name, what in ((".answers", "answers of candidates"), (".prepared", "prepared data")):
         folder = runs_root() / name
         if folder.is_dir():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -21,7 +20,6 @@ from retone.conversation import Message
 from retone.run_dir import write_whole
 from retone.workflows.load import Tuned, load
 
-FENCE = '"""'
 LABELS = {True: "tuned", False: "base"}
 
 
@@ -35,7 +33,7 @@ def chat(run: str, *, base: bool = False, offline: bool = False) -> None:
     talk = Talk(load(run, offline=offline), base=base)
     console.err.print(f"{run} is ready. /help lists what you can type.", style="dim")
     while talk.going:
-        text = read_turn()
+        text = console.read_turn()
         if text is None:
             return
         if text.startswith("/"):
@@ -181,7 +179,9 @@ def _tell(text: str) -> None:
 def _help(_: Talk, __: str) -> None:
     for name, (what, _function) in COMMANDS.items():
         _tell(f"{name:10} {what}")
-    _tell(f'{FENCE:10} begins and ends a text of several lines; so does "\\" at a line\'s end')
+    _tell(
+        f'{console.FENCE:10} begins and ends a text of several lines; so does "\\" at a line\'s end'
+    )
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Talk, str], None]]] = {
@@ -196,39 +196,3 @@ COMMANDS: dict[str, tuple[str, Callable[[Talk, str], None]]] = {
     "/save": ("FILE: write the conversation as a row of data", Talk.save),
     "/exit": ("end; so does Ctrl-D", Talk.leave),
 }
-
-
-def read_turn() -> str | None:
-    """What is typed: a line, several that end in a backslash, or a block between triple quotes."""
-    line = _read_line("> ")
-    if line is None or not (line.endswith("\\") or line.startswith(FENCE)):
-        return line
-    fenced = line.startswith(FENCE)
-    lines = [line.removeprefix(FENCE)] if fenced else []
-    while fenced or line.endswith("\\"):
-        if not fenced:
-            lines.append(line.removesuffix("\\"))
-        more = _read_line(". ")
-        if more is None:
-            break
-        line = more
-        if fenced and line.rstrip().endswith(FENCE):
-            lines.append(line.rstrip().removesuffix(FENCE))
-            break
-        if fenced:
-            lines.append(line)
-    else:
-        lines.append(line)
-    return "\n".join(lines).strip("\n")
-
-
-def _read_line(sign: str) -> str | None:
-    try:
-        if sys.stdin.isatty():
-            return input(sign)
-        console.err.print(sign, end="", style="bold")
-        line = sys.stdin.readline()
-    except (KeyboardInterrupt, EOFError):
-        console.err.print()
-        return None
-    return line.rstrip("\n") if line else None

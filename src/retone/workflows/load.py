@@ -18,7 +18,7 @@ from retone.inference.sampling import Answer, Sampling
 from retone.models.loading import load_base, load_tokenizer
 from retone.models.locate import LocatedModel, locate
 from retone.models.saving import load_tuned
-from retone.planning import Resolved, probe_machine
+from retone.planning import ModelFacts, Resolved, dtype_for, probe_machine
 from retone.run_dir import Run, find_run, read_json
 
 FROM_TEST = 6  # rows that are asked where a recipe has no showcase
@@ -115,6 +115,21 @@ def sample_questions(run: Run, recipe: Recipe) -> list[str]:
     if recipe.data.showcase or recipe.data.task == "text":
         return list(recipe.data.showcase)
     return [row.question for row in read_split(run, "test", FROM_TEST) if row.question]
+
+
+def load_base_engine(name: str, *, offline: bool = False) -> tuple[Engine, str]:
+    """An untuned model, as a recipe names it, ready to answer; and the sha256 of its weights."""
+    machine = probe_machine()
+    with console.ticker() as tick:
+        base = locate(name, revision=None, offline=offline, progress=tick)
+    kind = read_json(base.path / "config.json").get("model_type", "")
+    dtype, _ = dtype_for(machine, ModelFacts(0, base.context or 2048, kind))
+    tokenizer = load_tokenizer(base)
+    model = load_base(
+        base.path, dtype=dtype, attention="sdpa", device=machine.device, quantization="none",
+        tokens=len(tokenizer),
+    )  # fmt: skip
+    return Engine(model, tokenizer, ChatTemplate(tokenizer, name=base.name)), base.sha256
 
 
 def load(run: str | Run = "latest", *, offline: bool = False) -> Tuned:

@@ -13,6 +13,9 @@ from retone import console
 from retone.errors import InputError, nearest
 from retone.recipe_file import bundled_recipes, describe_fields
 from retone.run_dir import Run, all_runs, check_name, read_json, runs_root, write_whole
+from retone.teacher.persona import bundled_personas
+
+PERSONA = "persona:"  # before the name of a bundled persona
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,10 @@ def _rename(run: Run, name: str) -> None:
 
 @dataclass(frozen=True)
 class Written:
-    """A file that was written."""
+    """A file that was written, and the verb that reads it."""
 
     path: Path
+    verb: str = "retone inspect"
 
     def as_json(self) -> dict[str, Any]:
         """The object of `retone new --json`."""
@@ -92,22 +96,29 @@ class Written:
 
     def show(self) -> None:
         """Print the way on."""
-        console.out().print(f"wrote {escape(str(self.path))}   next: retone inspect {self.path}")
+        console.out().print(f"wrote {escape(str(self.path))}   next: {self.verb} {self.path}")
 
 
 def new(path: Path, *, source: str) -> Written:
-    """Write a starter recipe from a bundled one; never over an existing file."""
+    """Write a starter from a bundled recipe, or from a bundled persona (`persona:NAME`).
+
+    Never over an existing file.
+    """
     if path.suffix != ".toml":
         raise InputError(
             "a recipe's name ends in .toml", str(path), f"retone new {path}.toml", "not-toml"
         )
     if path.exists():
         raise InputError("the file is there already", str(path), "choose another name", "exists")
+    personas = {f"{PERSONA}{name}": file for name, file in bundled_personas().items()}
+    if source in personas:
+        write_whole(path, personas[source].read_text(encoding="utf-8"))
+        return Written(path, "retone synthesize")
     bundled = bundled_recipes()
     if source not in bundled:
         raise InputError(
             f'there is no bundled recipe "{source}"',
-            f"bundled: {', '.join(bundled)}{nearest(source, bundled)}",
+            f"bundled: {', '.join([*bundled, *personas])}{nearest(source, [*bundled, *personas])}",
             f"retone new {path} --from {next(iter(bundled))}",
             "unknown-recipe",
         )
