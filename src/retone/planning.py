@@ -6,10 +6,12 @@ imported inside the functions that ask the machine, so that this module loads wi
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import platform
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -149,6 +151,13 @@ def probe_machine() -> Machine:
         return Machine("mps", platform.processor() or "Apple GPU", _cores(), memory)
     rates = (matmul_rate("bfloat16"), matmul_rate("float32"))
     return Machine("cpu", _processor(), _cores(), memory, *rates)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address, or answers at it."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
 
 
 def _cores() -> int:

@@ -149,6 +149,22 @@ def test_answers_on_the_way_are_kept(work: Path) -> None:
     assert {line["question"] for line in found} == {"Hello there."}
 
 
+def test_answers_of_steps_that_come_again_are_made_anew(work: Path, tmp_path: Path) -> None:
+    """As after a kill: the run goes on from a checkpoint before its last sample answers."""
+    from retone.workflows.load import open_run
+    from retone.workflows.train import _asker
+
+    shutil.copytree(work / "runs" / "my", tmp_path / "my")
+    run = find_run(str(tmp_path / "my"))
+    stale = [{"step": step, "question": "Hello there.", "answer": "stale"} for step in (2, 4, 6)]
+    run.samples.write_text("".join(json.dumps(line) + "\n" for line in stale))
+    opened = open_run(run, offline=True)
+    _asker(run, opened, opened.load_base_model())(4)
+    found = read_jsonl(run.samples)
+    assert [line["step"] for line in found] == [2, 4]
+    assert [line["answer"] == "stale" for line in found] == [True, False]
+
+
 def test_batch_goes_on_where_it_was_stopped(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

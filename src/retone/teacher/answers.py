@@ -105,14 +105,12 @@ class Writer:
         teacher: who is asked.
         persona: who speaks.
         manner: how.
-        seed: of the drafts.
     """
 
-    def __init__(self, teacher: Teacher, persona: Persona, manner: Manner, seed: int = 0) -> None:
+    def __init__(self, teacher: Teacher, persona: Persona, manner: Manner) -> None:
         self._teacher = teacher
         self._persona = persona
         self._manner = manner
-        self._seed = seed
         self._tokens = persona.most_words * TOKENS_A_WORD + 16
         self.written = Written()
 
@@ -202,7 +200,7 @@ class Writer:
         self, prompt: Sequence[Message], temperature: float, tokens: int, number: int,
         schema: dict[str, object] | None = None,
     ) -> Reply:  # fmt: skip
-        ask = Ask(tuple(prompt), temperature, tokens, self._seed * 1000 + number, schema)
+        ask = Ask(tuple(prompt), temperature, tokens, number, schema)
         # Noted in the order of the questions, whichever answer comes first.
         self.written.parents.append(ask.prompt_sha256[:16])
         reply = await self._teacher.ask(ask, judging=schema is not None)

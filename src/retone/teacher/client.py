@@ -1,6 +1,6 @@
 """Questions to a teacher model: many at once, each paid for once, never beyond a budget.
 
-    with Teacher(endpoint, store, Meter(price, budget)) as teacher:
+    with Teacher(endpoint, store, Meter(budget)) as teacher:
         for found in teacher.each(write_row, questions):
             ...
 
@@ -22,7 +22,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from retone.errors import MachineError
 from retone.teacher.asking import Again, Ask, Endpoint, NoAnswer, Reply
-from retone.teacher.limits import PLACE, Gate, Meter, OverBudget, back_off
+from retone.teacher.limits import PLACE, Gate, Meter, back_off
 from retone.teacher.store import Store
 
 ATTEMPTS = 6
@@ -46,9 +46,9 @@ class Teacher:
 
     Args:
         endpoint: where the model answers.
-        judge: where another model judges what it wrote; the same one when left out.
         store: answers that are known already.
         meter: counts, and holds the budget.
+        judge: where another model judges what it wrote; the same one when left out.
         order: names what the money is spent on; what it has cost before counts for the budget.
         seconds: a request that takes longer is given up and repeated.
         attempts: so often a request is tried.
@@ -168,9 +168,14 @@ class Teacher:
         cost = endpoint.price.of(reply.prompt_tokens, reply.completion_tokens)
         reply = replace(reply, cost=cost)
         self._store.put(key, reply)
-        self._store.spend(self._order, cost)
+        self._note_spent(cost)
         self._count(key, reply)
         return reply
+
+    def _note_spent(self, dollars: float) -> None:
+        """Keep what the order has cost, for the next sitting; nothing where it is free."""
+        if dollars:
+            self._store.spend(self._order, dollars)
 
     def _count(self, key: str, reply: Reply) -> None:
         """Charge an answer, once however often it is asked for."""
@@ -209,7 +214,7 @@ class Teacher:
                     gate.too_busy(began, last.after)
             if last.charged:
                 self.meter.spent += most
-                self._store.spend(self._order, most)
+                self._note_spent(most)
             if self._leaving:
                 raise NoAnswer("it was ended")
             if attempt < self._attempts:
@@ -253,6 +258,3 @@ def _as_again(failure: Again | TimeoutError, seconds: float) -> Again:
     if isinstance(failure, Again):
         return failure
     return Again(f"no answer within {seconds:.0f} s", charged=True)
-
-
-__all__ = ["Found", "OverBudget", "Teacher"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from retone.teacher.documents import Chunk
 from retone.teacher.gate import text_faults
 from retone.teacher.limits import OverBudget
 from retone.teacher.questions import Door
-from retone.teacher.reading import object_in
+from retone.teacher.reading import object_in, plain_words
 
 EACH = 3  # questions that are asked for of a chunk
 TEMPERATURE = 0.3
@@ -150,14 +149,14 @@ def _wrong(chunk: Chunk, pair: Any) -> str:
     words = pair.get("keywords")
     if not isinstance(words, list) or not words:
         return "no keywords"
-    if not all(isinstance(word, str) and _plain(word) for word in words):
+    if not all(isinstance(word, str) and plain_words(word) for word in words):
         return "no keywords"
-    text, evidence, answer = map(_plain, (chunk.text, pair["evidence"], pair["answer"]))
+    text, evidence, answer = map(plain_words, (chunk.text, pair["evidence"], pair["answer"]))
     if not evidence or not _holds(text, evidence):
         return "the evidence is not in the text"
-    if not all(_holds(text, _plain(word)) for word in words):
+    if not all(_holds(text, plain_words(word)) for word in words):
         return "a keyword is not in the text"
-    if not all(_holds(answer, _plain(word)) for word in words):
+    if not all(_holds(answer, plain_words(word)) for word in words):
         return "a keyword is not in the answer"
     turns = (Message("user", pair["question"]), Message("assistant", pair["answer"]))
     return next((fault.partition(":")[0] for fault in text_faults(turns)), "")
@@ -166,8 +165,3 @@ def _wrong(chunk: Chunk, pair: Any) -> str:
 def _holds(text: str, words: str) -> bool:
     """Whether whole words stand in a text, side by side."""
     return f" {words} " in f" {text} "
-
-
-def _plain(text: str) -> str:
-    """Words and numbers alone, so that quotes, dashes and line ends do not matter."""
-    return " ".join(re.findall(r"\w+", text.casefold()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def _tidy(text: str) -> str:
 
 def _library(name: str) -> Any:
     try:
-        return __import__(name)
+        return import_module(name)
     except ImportError as error:
         raise MachineError(
             "a package is needed to read these documents",

@@ -7,7 +7,6 @@ import email.utils
 import json
 import math
 import os
-import re
 import time
 import tomllib
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from retone.inference.sampling import Sampling
 from retone.inference.service import Event, Service, Ticket
 from retone.rendering import RowRejected
 from retone.teacher.asking import Again, Ask, NoAnswer, Price, Reply
+from retone.teacher.reading import without_surrogates
 
 MOST_TOKENS = 1 << 40  # of a request; a server that says more is not believed
 MOST_BYTES = 4_000_000  # of an answer; a longer body is not read
@@ -298,11 +298,6 @@ class LocalEndpoint:
     async def close(self) -> None:
         """Let the model go."""
         self._service.close()
-
-
-def without_surrogates(text: str) -> str:
-    """The text with halves of surrogate pairs, which no file can hold, marked."""
-    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _counted(value: Any, estimate: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from retone.conversation import Conversation, Message
@@ -11,6 +10,7 @@ from retone.data.languages import language_of
 from retone.data.row_checks import row_faults
 from retone.teacher.answers import Draft
 from retone.teacher.persona import Persona
+from retone.teacher.reading import plain_words
 
 ROOM = 1.25  # an answer may have so many times the words that were asked for
 COPIED = 0.6  # of an answer's 4-grams of words that stand in one example line
@@ -72,14 +72,10 @@ def likeness(answer: str, lines: Sequence[str]) -> float:
     """The largest share of an answer's 4-grams of words that one of the lines holds, 0 to 1."""
     own = _grams(answer)
     if not own:
-        return float(any(_words(answer) == _words(line) for line in lines))
+        return float(any(plain_words(answer) == plain_words(line) for line in lines))
     return max((len(own & _grams(line)) / len(own) for line in lines), default=0.0)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
-
-
 def _grams(text: str) -> set[tuple[str, ...]]:
-    words = _words(text)
+    words = plain_words(text).split()
     return {tuple(words[at : at + GRAM]) for at in range(len(words) - GRAM + 1)}

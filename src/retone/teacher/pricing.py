@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import tomllib
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from retone.errors import InputError, nearest
+from retone.planning import is_loopback
 from retone.teacher.answers import Manner
 from retone.teacher.asking import Price
 from retone.teacher.persona import Persona
@@ -98,7 +98,7 @@ def find_price(url: str, model: str, given: str | None) -> Price:
     """
     if given is not None:
         return _parsed(given)
-    if _is_here(url):
+    if is_loopback(urlsplit(url).hostname or ""):
         return Price()
     row = price_table().get(model)
     if row is None:
@@ -121,12 +121,3 @@ def _parsed(given: str) -> Price:
             "--price needs two numbers", repr(given), "--price 0.25,2", "wrong-price"
         ) from None
     return Price(prompt, completion)
-
-
-def _is_here(url: str) -> bool:
-    """Whether an address is this machine's own."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from retone.teacher.asking import Ask
 from retone.teacher.client import Teacher
 from retone.teacher.limits import OverBudget
 from retone.teacher.persona import Persona
-from retone.teacher.reading import texts_in
+from retone.teacher.reading import plain_words, texts_in
 
 EACH = (2, 5)  # fewest and most questions that are asked for at once
 NEAR = 0.6  # of the 4-grams of characters that two questions share: then they are one
@@ -104,7 +103,7 @@ class Door:
     """Lets a question in that no earlier one nearly was.
 
     Candidates come from MinHash signatures (`rensa`) of 4-grams of characters, and each is verified
-    by its exact Jaccard similarity. Kept of each question are its text and 64 numbers.
+    by its exact Jaccard similarity. Kept of each question are its words and signature.
     """
 
     def __init__(self) -> None:
@@ -118,7 +117,7 @@ class Door:
 
     def lets_in(self, question: str) -> bool:
         """Whether it is new; what is new is known from then on."""
-        plain = _plain(question)
+        plain = plain_words(question)
         if not plain:
             self.refused["empty"] += 1
             return False
@@ -230,11 +229,6 @@ def question_ask(persona: Persona, cell: Cell, family: str, each: int, turn: int
         (Message("user", told),), temperature=TEMPERATURE, max_tokens=60 * each, seed=turn,
         schema=_SCHEMA,
     )  # fmt: skip
-
-
-def _plain(text: str) -> str:
-    """Without case, spacing and punctuation."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def _grams(plain: str) -> set[str]:

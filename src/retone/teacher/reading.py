@@ -33,21 +33,31 @@ def texts_in(text: str, name: str) -> list[str]:
     return [clean for one in listed if isinstance(one, str) and (clean := _bare(one))]
 
 
+def without_surrogates(text: str) -> str:
+    """The text with halves of surrogate pairs, which no file can hold, marked."""
+    return re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def plain_words(text: str) -> str:
+    """Words and numbers alone, in small letters: case, quotes and line ends do not matter."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
 def _loads(text: str) -> Any:
-    """JSON, mended; None where there is none. Escapes cannot hide what no file can hold."""
+    """JSON, mended; None where there is none."""
     try:
-        return json_repair.loads(re.sub(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}", _paired, text))
+        return _writable(json_repair.loads(text))
     except (ValueError, RecursionError):
         return None
 
 
-def _paired(escape: re.Match[str]) -> str:
-    """An escaped half of a surrogate pair as it is, unless the other half is not beside it."""
-    text, at = escape.string, escape.start()
-    high = escape[0][3] in "89abAB"
-    other = text[escape.end() : escape.end() + 6] if high else text[max(0, at - 6) : at]
-    wanted = r"\\u[dD][c-fC-F][0-9a-fA-F]{2}" if high else r"\\u[dD][89abAB][0-9a-fA-F]{2}"
-    return escape[0] if re.fullmatch(wanted, other) else "\\ufffd"
+def _writable(value: Any) -> Any:
+    """A JSON value whose texts a file can hold: an escape may have stood for half a pair."""
+    if isinstance(value, str):
+        return without_surrogates(value)
+    if isinstance(value, dict):
+        return {_writable(name): _writable(inner) for name, inner in value.items()}
+    return [_writable(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _bare(text: str) -> str:

@@ -79,11 +79,7 @@ def write_rows(
                 tally.unanswered[found.fault] += 1
                 continue
             row = _conversation(teacher, persona, manner, found.item, found.made)
-            tally.count(
-                row,
-                found.item.cell.family,
-                rewritten=any(answer.rewritten for answer in found.made.answers),
-            )
+            tally.count(row, found.item.cell.family, rewritten=found.made.rewritten)
             yield row
     except OverBudget:
         tally.ended = "the budget is used up"

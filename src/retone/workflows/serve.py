@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import threading
-from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 from retone import console
 from retone.errors import InputError, MachineError
 from retone.evaluation.votes import Votes
+from retone.planning import is_loopback
 from retone.recipe_file import toml_value
 from retone.run_dir import Run, all_runs, find_run, read_json
 from retone.workflows import jobs
@@ -52,7 +51,7 @@ def serve(
         MachineError: a package is missing, or the port is taken.
     """
     password = os.environ.get(PASSWORD) or None
-    if not _local(host) and not password:
+    if not is_loopback(host) and not password:
         raise InputError(
             "others can reach this address, so a password is needed",
             f"--host {host}, and {PASSWORD} is not set",
@@ -162,7 +161,7 @@ def _serve(
 
     from retone.inference.api import create_api
 
-    api: Any = create_api(desk.served, local=_local(host), token=password)
+    api: Any = create_api(desk.served, local=is_loopback(host), token=password)
     if not api_only:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         import gradio
@@ -190,13 +189,6 @@ def _serve(
         server.run(sockets=[listener])
     finally:
         desk.close()
-
-
-def _local(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
 
 
 def _bound(host: str, port: int) -> socket.socket:
