@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import itertools
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from retone.teacher.reading import without_surrogates
 MOST_TOKENS = 1 << 40  # of a request; a server that says more is not believed
 MOST_BYTES = 4_000_000  # of an answer; a longer body is not read
 LONGEST_WAIT = 600.0  # seconds; whoever asks for more is not waited for
+CONNECTIONS = 16  # of one client
 PASSING = (408, 409, 429)
 # Fields that some servers refuse; a request goes without the one that was refused from then on.
 OPTIONAL = ("response_format", "seed", "temperature", "max_tokens", "reasoning_effort")
@@ -137,11 +139,15 @@ class OpenAIEndpoint:
         import openai
 
         self._errors = openai
-        # Repeating is the business of `Teacher`, which also counts what it costs.
-        self._client = openai.AsyncOpenAI(
-            base_url=self.url, api_key=self.key or "none", max_retries=0
+        # Several, since a client looks at each of its connections for every request. Repeating is
+        # the business of `Teacher`, which also counts what it costs.
+        self._clients = [
+            openai.AsyncOpenAI(base_url=self.url, api_key=self.key or "none", max_retries=0)
+            for _ in range(1 + (self.concurrency - 1) // CONNECTIONS)
+        ]
+        self._next = itertools.cycle(
+            client.chat.completions.with_streaming_response for client in self._clients
         )
-        self._responses = self._client.chat.completions.with_streaming_response
 
     @property
     def name(self) -> str:
@@ -154,7 +160,9 @@ class OpenAIEndpoint:
         errors = self._errors
         fields = self._fields(ask)
         try:
-            async with self._responses.create(**fields) as response:
+            # As `extra_body` the client sends it as it is, and does not check it field by field.
+            sent = next(self._next).create(model=self.model, messages=(), extra_body=fields)
+            async with sent as response:
                 body = await self._body(response)
         except Again:
             raise
@@ -172,7 +180,8 @@ class OpenAIEndpoint:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        for client in self._clients:
+            await client.close()
 
     def _fields(self, ask: Ask) -> dict[str, Any]:
         fields: dict[str, Any] = {

@@ -16,7 +16,7 @@ from retone.teacher.asking import Reply
 
 FIRST_BACK_OFF = 0.5  # seconds; doubled at each attempt, as the official clients do
 LONGEST_BACK_OFF = 30.0
-FIRST_AT_ONCE = 16
+FIRST_AT_ONCE = 32
 PLACE: ContextVar[int] = ContextVar("PLACE", default=0)  # of the item that is worked on
 
 
