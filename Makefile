@@ -11,7 +11,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,teacher]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,llamacpp,teacher]'
 	touch $@
 
 demo: $(STAMP)  ## tune the bundled model on the bundled data, show the evidence, ask it something
@@ -27,7 +27,7 @@ check: $(STAMP)  ## lint, format, types
 	$(BIN)/mypy
 
 $(VENV)/.proof: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,teacher,proof]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[app,dev,llamacpp,teacher,proof]'
 	touch $@
 
 proof: $(VENV)/.proof  ## slow and real: whole recipes, kill tests; each writes a JSON under proof/results

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from retone.conversation import Message
-from retone.inference.decoding import Decoder, Row
+from retone.inference.decoding import Decoder, Row, adapter_of
 from retone.inference.engine import Engine
 from retone.inference.sampling import Sampling
 from retone.models.locate import model_table
@@ -153,7 +153,8 @@ def by_retone(engine: Engine, *, tuned: bool, ending: frozenset[int] = frozenset
     def write(prompts: Sequence[tuple[int, ...]], tokens: int) -> tuple[int, float]:
         start = time.perf_counter()
         decoder = Decoder(engine.model, ending, engine.template.stop_id)
-        rows = [Row(ids, Sampling(max_new_tokens=tokens), tuned=tuned) for ids in prompts]
+        sampling, adapter = Sampling(max_new_tokens=tokens), adapter_of(tuned=tuned)
+        rows = [Row(ids, sampling, adapter) for ids in prompts]
         decoder.join(rows)
         while decoder.rows:
             decoder.step()

@@ -194,12 +194,14 @@ def score_lines(proof: dict[str, Any]) -> list[str]:
 
 
 def example_lines(examples: list[dict[str, Any]]) -> list[str]:
-    """Prompts with the answers before and after, as they were written."""
-    lines = ["", "| prompt | before | after |", "|---|---|---|"]
-    for example in examples:
-        answers = [example["answers"][who]["text"] for who in ("base", "tuned")]
-        lines.append(f"| {' | '.join(map(cell, [example['prompt'], *answers]))} |")
-    return lines
+    """Prompts with the answers, as they were written; before and after, where both were asked."""
+    shown = [
+        {"prompt": example["prompt"], "before": example["answers"]["base"]["text"],
+         "after": example["answers"]["tuned"]["text"]} if "answers" in example else example
+        for example in examples
+    ]  # fmt: skip
+    lines = ["", f"| {' | '.join(shown[0])} |", "|---" * len(shown[0]) + "|"]
+    return lines + [f"| {' | '.join(map(cell, row.values()))} |" for row in shown]
 
 
 def results_block(proofs: dict[str, dict[str, Any]], benchmarks: dict[str, dict[str, Any]]) -> str:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from teacher_process import KEY, logged, server
 
 KILLS, ROWS = 20, 300
-AT_ONCE, LATENCY, REQUESTS = 64, 0.25, 3000
+AT_ONCE, LATENCY, REQUESTS = 64, 0.25, 10_000
 LONG = 100_000
 FOUND: dict[str, Any] = {}
 

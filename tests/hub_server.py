@@ -19,6 +19,7 @@ class HubRepo:
     files: dict[str, bytes]
     commit: str = "a" * 40
     gated: bool = False
+    private: bool = False
 
     @classmethod
     def from_folder(cls, folder: Path, *, gated: bool = False) -> HubRepo:
@@ -103,7 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif is_api:
             siblings = [{"rfilename": name, "size": len(d)} for name, d in repo.files.items()]
             plain_id = repo_id.removeprefix("datasets/")
-            info = {"id": plain_id, "sha": repo.commit, "siblings": siblings, "private": False}
+            info = {"id": plain_id, "sha": repo.commit, "siblings": siblings}
+            info["private"] = repo.private
             self._send(200, json.dumps(info).encode())
         elif repo.gated:
             self._send(401, headers={"X-Error-Code": "GatedRepo"})

@@ -11,6 +11,7 @@ Names are loaded on first use, so that `import retone` costs no torch.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # oneDNN keeps up to 1024 compiled products, one for each shape; rows of many lengths fill that with
 # hundreds of megabytes. Read when the first product is made.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# bitsandbytes, which peft imports where it is installed, asks for a package that fetches code.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "run"]

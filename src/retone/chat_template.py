@@ -125,7 +125,7 @@ class ChatTemplate:
         A system message at the beginning stands before the first user content where the template
         has no other place for it.
         """
-        chat = [message.as_dict() for message in self._with_system(messages)]
+        chat = [message.as_dict() for message in self.with_system(messages)]
         return self._render(chat, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def prompt_ids(
@@ -247,14 +247,15 @@ class ChatTemplate:
     def _ready(self, conversation: Conversation, train_on: TrainOn) -> Chat | RowRejected:
         """The conversation as it is rendered, with the turns that are trained."""
         try:
-            messages = self._with_system([self._stripped(each) for each in conversation.messages])
+            messages = self.with_system([self._stripped(each) for each in conversation.messages])
             turns = None if train_on == "everything" else _trained_turns(messages, train_on)
         except RowRejected as rejected:
             return rejected
         return Chat(messages, turns, conversation.tools, conversation.source, conversation.row)
 
-    def _with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """The messages with a place for the system message."""
+    def with_system(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The messages as the template can hold them: without a place for a system message, its
+        words stand before those of the first user turn. Raises RowRejected where there is none."""
         if self.system == "native" or not messages or messages[0].role != "system":
             return tuple(messages)
         system, *turns = messages

@@ -3,7 +3,7 @@
     runs/<name>/ resolved.json manifest.json template_lock.json metrics.jsonl training.json
                  data/{train,validation,test}.jsonl data/encoded/ data/ledger.json
                  checkpoints/step_000200/ adapter/ (or model/)
-                 evaluation/{scores.json,answers.jsonl}
+                 evaluation/{scores.json,answers.jsonl} exports/
 
 Files appear whole: written to a temporary name, flushed, renamed.
 """
@@ -220,6 +220,11 @@ class Run:
     def parent(self) -> Path:
         """The adapter that training goes on from, where there is one."""
         return self.path / "parent"
+
+    @property
+    def exports(self) -> Path:
+        """What was exported, and what the gate said of each: NAME/ and NAME.json."""
+        return self.path / "exports"
 
     @property
     def training(self) -> Path:

@@ -240,6 +240,10 @@ def real_objects(
         "ask": told("ask", "my", "The hen sleeps."),
         "test": told("test", "my"),
         "batch": told("batch", "my", "test.csv", "-o", "answers.jsonl"),
+        "export": told("export", "my", "--to", "adapter", "-o", "taken"),
+        "eject": told("eject", "my"),
+        "adopt": told("adopt", "taken", "--name", "back"),
+        "blend": told("blend", "my=0.7", "again=0.3", "--how", "cat", "--name", "mix"),
         "cache": told("cache", "--delete", "prepared"),
         "runs": told("runs", "--delete", "again"),
         "doctor": told("doctor", "--offline", code=None),  # 1 where the default model is not cached

@@ -27,41 +27,16 @@ from retone.evaluation.votes import Votes, sign_test
 from retone.run_dir import find_run, read_json, read_jsonl
 from retone.workflows import batch as batch_module
 from retone.workflows import jobs
-
-NOUNS = ("cat", "dog", "bird", "fish", "mouse", "horse", "goat", "sheep", "duck", "goose", "hen")
-RECIPE = """
-model.name = "{base}"
-[data]
-train = "said.csv"
-columns = {{ prompt = "said", completion = "told" }}
-system = "Be Yoda."
-showcase = ["Hello there."]
-[train]
-max_steps = 4
-batch_size = 8
-learning_rate = 1e-2
-evaluate_every = 2
-sample_answers = 1
-[evaluate]
-max_new_tokens = 6
-"""
+from small_run import NOUNS, small_run
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one finished run, `my`."""
     folder = tmp_path_factory.mktemp("using")
-    base = tiny.folder(folder / "base", initializer_range=0.3)
-    (folder / "my.toml").write_text(RECIPE.format(base=base))
-    rows = [f"The {noun} sleeps,Sleeps the {noun} does" for noun in NOUNS]
-    for name, head in (("said", "said,told"), ("rows", "prompt,completion")):
-        (folder / f"{name}.csv").write_text("\n".join([head, *rows]) + "\n")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main(["run", "my.toml"]) == 0
-    finally:
-        os.chdir(before)
+    small_run(folder, "train.evaluate_every=2", "train.sample_answers=1")
+    said = (folder / "said.csv").read_text().replace("said,told", "prompt,completion")
+    (folder / "rows.csv").write_text(said)
     return folder
 
 
@@ -415,6 +390,122 @@ def test_a_run_is_served_wherever_it_is(
     told = desk.vote("my", "Who?", ("x", "y"), 0, "a")
     assert told in (elsewhere / "report.html").read_text()
     desk.close()
+
+
+@pytest.fixture
+def beside(work: Path, tmp_path: Path) -> Path:
+    """A copy of the run with other weights, system prompt and length of answers."""
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "theirs"
+    shutil.copytree(work / "runs" / "my", copy)
+    file = copy / "adapter" / "adapter_model.safetensors"
+    save_file({name: 4 * tensor for name, tensor in load_file(file).items()}, file)
+    resolved = read_json(copy / "resolved.json")
+    resolved["recipe"]["data"]["system"] = "Be somebody else."
+    resolved["recipe"]["evaluate"]["max_new_tokens"] = 5
+    (copy / "resolved.json").write_text(json.dumps(resolved))
+    return copy
+
+
+def test_adapters_of_one_base_are_served_side_by_side(
+    work: Path, beside: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    from fastapi.testclient import TestClient
+
+    from retone.inference.api import Adapters, create_api
+    from retone.workflows.load import load
+    from retone.workflows.serve import FrontDesk
+
+    expected = {
+        "my": load("my", offline=True).answer("Hi."),
+        "theirs": load(find_run(str(beside)), offline=True).answer("Hi."),
+    }
+    desk = FrontDesk(offline=True)
+    desk.open("my")
+    api = create_api(desk.served, Adapters(desk.load_adapter, desk.unload_adapter), local=True)
+    with TestClient(api, base_url="http://127.0.0.1") as client:
+
+        def change(verb: str, **body: str) -> tuple[int, str]:
+            answer = client.post(f"/v1/{verb}_lora_adapter", json=body)
+            ok = answer.status_code == 200
+            return answer.status_code, "" if ok else answer.json()["error"]["code"]
+
+        def answer(name: str, *messages: dict[str, str], **fields: int) -> Any:
+            body = {"model": name, "messages": [*messages, {"role": "user", "content": "Hi."}]}
+            return client.post("/v1/chat/completions", json=body | fields)
+
+        def names() -> list[str]:
+            return [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+        own = names()
+        assert change("load", lora_name="theirs", lora_path=str(beside)) == (200, "")
+        adapter = str(shutil.copytree(beside / "adapter", tmp_path / "bare"))
+        assert change("load", lora_name="bare", lora_path=adapter) == (200, "")
+        assert names() == [*own, "theirs", "bare"]
+        said = {name: answer(name).json() for name in expected}
+        for name, text in expected.items():
+            assert said[name]["choices"][0]["message"]["content"] == text
+        assert said["theirs"]["usage"]["completion_tokens"] <= 5
+        assert len(set(expected.values())) == 2
+        # Of a folder the system prompt is not known: it is the request's to say.
+        prompt = {"role": "system", "content": "Be somebody else."}
+        bare, asked = answer("bare").json(), answer("bare", prompt, max_tokens=5).json()
+        assert bare["usage"]["prompt_tokens"] < said["theirs"]["usage"]["prompt_tokens"]
+        assert asked["choices"] == said["theirs"]["choices"]
+        for name in own:
+            assert change("load", lora_name=name, lora_path=adapter) == (400, "name-taken")
+            assert change("unload", lora_name=name) == (404, "unknown-adapter")
+        for path in ("nobody", "\0", "x" * 300, f"{tmp_path}/{'y' * 300}"):
+            assert change("load", lora_name="x", lora_path=path) == (404, "unknown-run")
+        assert change("unload", lora_name="theirs") == (200, "")
+        assert names() == [*own, "bare"]
+        assert answer("theirs").status_code == 404
+        assert answer("my").json()["choices"] == said["my"]["choices"]
+        desk.open("my")
+        assert names() == [*own, "bare"]
+    desk.close()
+
+
+@pytest.mark.parametrize("what", ["base", "template"])
+def test_an_adapter_of_another_base_or_template_is_refused(
+    work: Path, beside: Path, what: str
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    from retone.workflows.serve import FrontDesk
+
+    file = beside / ("adapter/base_model.json" if what == "base" else "template_lock.json")
+    changed = {"base": {"sha256": "0" * 64}, "template": {"stop_ids": [7]}}[what]
+    file.write_text(json.dumps(read_json(file) | changed))
+    desk = FrontDesk(offline=True)
+    desk.open("my")
+    with pytest.raises(InputError) as refused:
+        desk.load_adapter("theirs", str(beside))
+    assert refused.value.code == f"other-{what}"
+    assert desk.served().names == ["my", desk.served().base]
+    desk.close()
+
+
+def test_adapters_given_at_the_start(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    from retone.workflows import serve as module
+
+    found: list[str] = []
+
+    def serving(desk: Any, *_: Any, **__: Any) -> None:
+        found.extend(desk.served().names)
+        desk.close()
+
+    monkeypatch.setattr(module, "_serve", serving)
+    module.serve("my", port=0, api_only=True, adapters=["a=my", "b=runs/my/adapter"], offline=True)
+    assert found[0] == "my"
+    assert found[2:] == ["a", "b"]
+    for wrong in ("my", "=my", "a="):
+        with pytest.raises(InputError, match="NAME=RUN_OR_FOLDER"):
+            module.serve("my", adapters=[wrong])
+    with pytest.raises(InputError, match="vLLM"):
+        module.serve("my", engine="vllm", adapters=["a=my"])
 
 
 def test_missing_packages_are_named(

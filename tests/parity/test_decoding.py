@@ -11,7 +11,7 @@ import tiny
 from retone.chat_template import ChatTemplate
 from retone.config import MethodSection
 from retone.conversation import Message
-from retone.inference.decoding import Decoder, Row
+from retone.inference.decoding import TUNED, Decoder, Row, adapter_of
 from retone.inference.engine import Engine, TextStream
 from retone.inference.row_lora import RowLora
 from retone.inference.sampling import Sampling
@@ -46,7 +46,7 @@ def plain_engine(**settings: Any) -> Engine:
 
 def rows(engine: Engine, sampling: Sampling, tuned: bool = True) -> list[Row]:
     prompts = [engine.template.prompt_ids([Message("user", text)]) for text in SAID]
-    return [Row(prompt, sampling, tuned=tuned) for prompt in prompts]
+    return [Row(prompt, sampling, adapter_of(tuned=tuned)) for prompt in prompts]
 
 
 def write(decoder: Decoder) -> None:
@@ -55,7 +55,7 @@ def write(decoder: Decoder) -> None:
 
 
 def alone(engine: Engine, row: Row) -> list[int]:
-    again = Row(row.prompt, row.sampling, tuned=row.tuned)
+    again = Row(row.prompt, row.sampling, row.adapter)
     decoder = engine.decoder()
     decoder.join([again])
     write(decoder)
@@ -165,10 +165,11 @@ def test_the_lean_pass_of_lora_is_peft_s(fields: dict[str, Any]) -> None:
         with model.disable_adapter():
             base = model(ids).logits
         assert not torch.allclose(tuned, base, atol=1e-2)
-        for who in ([True] * 4, [False] * 4, [True, False, False, True]):
+        for who in ([TUNED] * 4, [None] * 4, [TUNED, None, None, TUNED]):
             with lean.of(who):
                 found = model(ids).logits
-            expected = torch.where(torch.tensor(who)[:, None, None], tuned, base)
+            own = torch.tensor([name == TUNED for name in who])
+            expected = torch.where(own[:, None, None], tuned, base)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(ids).logits, tuned, rtol=0, atol=0)
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import tiny
 from retone.chat_template import ChatTemplate
 from retone.conversation import Message
-from retone.inference.api import Served, create_api
+from retone.errors import InputError, MachineError
+from retone.inference.api import Adapters, Served, Voice, create_api
 from retone.inference.decoding import Row
 from retone.inference.desk import answers
 from retone.inference.engine import Engine
@@ -35,6 +36,13 @@ def engine() -> Engine:
     return Engine(model, tiny.tokenizer(), ChatTemplate(tiny.tokenizer(), name="tiny"))
 
 
+def none_beside(*given: str) -> None:
+    raise AssertionError(given)
+
+
+ALONE = Adapters(none_beside, none_beside)
+
+
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     made = Service(engine())
@@ -46,7 +54,7 @@ def service() -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def client(service: Service) -> Iterator[TestClient]:
     served = Served(service, "mine", "tiny", Sampling(max_new_tokens=12), "Answer as Yoda would.")
-    api = create_api(lambda: served, local=True)
+    api = create_api(lambda: served, ALONE, local=True)
     with TestClient(api, base_url="http://127.0.0.1", raise_server_exceptions=False) as found:
         yield found
 
@@ -214,7 +222,7 @@ def test_extreme_numbers_are_answered(
 def test_without_an_open_run_nothing_is_answered() -> None:
     from retone.workflows.serve import FrontDesk
 
-    with TestClient(create_api(FrontDesk().served, local=False)) as found:
+    with TestClient(create_api(FrontDesk().served, ALONE, local=False)) as found:
         for path in ("/health", "/v1/models", "/metrics"):
             answer = found.get(path)
             assert answer.status_code == 503
@@ -260,9 +268,12 @@ def test_a_large_body_is_refused_before_it_is_read(client: TestClient) -> None:
 
 def test_other_hosts_and_tokens_are_refused(service: Service) -> None:
     served = Served(service, "mine", "tiny", Sampling(max_new_tokens=2))
-    api = create_api(lambda: served, local=True, token="secret")
+    api = create_api(lambda: served, ALONE, local=True, token="secret")
     with TestClient(api, base_url="http://127.0.0.1") as found:
         assert found.get("/v1/models", headers={"host": "evil.example"}).status_code == 400
+        for path in ("load", "unload"):
+            body = {"lora_name": "x", "lora_path": "/"}
+            assert found.post(f"/v1/{path}_lora_adapter", json=body).status_code == 401
         missing = found.get("/v1/models")
         assert missing.status_code == 401
         assert missing.json()["error"]["code"] == "invalid_api_key"
@@ -271,6 +282,81 @@ def test_other_hosts_and_tokens_are_refused(service: Service) -> None:
         assert "access-control-allow-origin" not in wrong.headers
         right = found.get("/v1/models", headers={"authorization": "Bearer secret"})
         assert right.status_code == 200
+
+
+def test_a_model_is_asked_in_its_own_way(service: Service) -> None:
+    """Its system prompt and its longest answer, not the run's."""
+    prompted = Voice("default", Sampling(max_new_tokens=3), "Be brief.")
+    gone = Voice("nobody", Sampling(), "")
+    loaded = {"brief": prompted, "gone": gone}
+    served = Served(service, "mine", "tiny", Sampling(), "Answer as Yoda would.", loaded)
+    api = create_api(lambda: served, ALONE, local=True)
+    with TestClient(api, base_url="http://127.0.0.1") as found:
+        listed = [model["id"] for model in found.get("/v1/models").json()["data"]]
+        assert listed == ["mine", "tiny", "brief", "gone"]
+        usage = chat(found, model="brief").json()["usage"]
+        prompt = [Message("system", "Be brief."), Message("user", MESSAGES[0]["content"])]
+        assert usage["prompt_tokens"] == len(service.engine.template.prompt_ids(prompt))
+        assert usage["completion_tokens"] == 3
+        for path in ("chat/completions", "completions"):
+            body = {"model": "gone", "messages": MESSAGES, "prompt": "x"}
+            answer = found.post(f"/v1/{path}", json=body)
+            assert answer.status_code == 404
+            assert answer.json()["error"]["code"] == "model_not_found"
+
+
+def test_adapters_are_loaded_and_unloaded_as_vllm_does(service: Service) -> None:
+    told: list[tuple[str, ...]] = []
+
+    def load(*given: str) -> None:
+        told.append(given)
+        if given[0] == "large":
+            raise MachineError("the memory is full", "of it", "make room", "no-room")
+        if given[0] == "odd":
+            raise InputError("it does not fit", "odd", "give another", "wrong-adapter")
+
+    def unload(*given: str) -> None:
+        told.append(given)
+        code = {"nobody": "unknown-adapter", "busy": "adapter-in-use"}.get(given[0])
+        if code:
+            raise InputError("no", given[0], "wait", code)
+
+    served = Served(service, "mine", "tiny", Sampling())
+    api = create_api(lambda: served, Adapters(load, unload), local=True)
+    with TestClient(api, base_url="http://127.0.0.1", raise_server_exceptions=False) as found:
+
+        def post(verb: str, *given: str, **extra: Any) -> Any:
+            body = dict(zip(("lora_name", "lora_path"), given, strict=False))
+            return found.post(f"/v1/{verb}_lora_adapter", json=body, **extra)
+
+        done = post("load", "own", "runs/own")
+        assert (done.status_code, done.text) == (
+            200, "Success: LoRA adapter 'own' added successfully.",
+        )  # fmt: skip
+        done = post("unload", "own")
+        assert (done.status_code, done.text) == (
+            200, "Success: LoRA adapter 'own' removed successfully.",
+        )  # fmt: skip
+        assert told == [("own", "runs/own"), ("own",)]
+        for status, code, answer in (
+            (400, "wrong-adapter", post("load", "odd", "x")),
+            (503, "no-room", post("load", "large", "x")),
+            (404, "unknown-adapter", post("unload", "nobody")),
+            (409, "adapter-in-use", post("unload", "busy")),
+            (400, "invalid_request", post("load", "own")),
+            (400, "invalid_request", post("load", "", "x")),
+            (400, "invalid_request", post("unload")),
+        ):
+            assert answer.status_code == status, answer.text
+            assert answer.json()["error"]["code"] == code
+        # A page of another site can send such a body unasked, but not as JSON.
+        told.clear()
+        body = json.dumps({"lora_name": "own", "lora_path": "x"})
+        sent = found.post(
+            "/v1/load_lora_adapter", content=body, headers={"content-type": "text/plain"}
+        )
+        assert sent.status_code == 400
+        assert not told
 
 
 class Held:

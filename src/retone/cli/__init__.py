@@ -15,6 +15,7 @@ import typer
 
 from retone import console
 from retone.cli.data import import_verb, inspect_verb, new_verb, review_verb, synthesize_verb
+from retone.cli.exporting import adopt_verb, blend_verb, eject_verb, export_verb
 from retone.cli.keeping import cache_verb, doctor_verb, runs_verb
 from retone.cli.options import Call, app
 from retone.cli.training import compare_verb, evaluate_verb, run_verb, train_verb
@@ -36,6 +37,10 @@ VERBS: dict[str, Callable[..., Call]] = {  # as --help lists them
     "chat": chat_verb,
     "serve": serve_verb,
     "batch": batch_verb,
+    "export": export_verb,
+    "eject": eject_verb,
+    "adopt": adopt_verb,
+    "blend": blend_verb,
     "runs": runs_verb,
     "cache": cache_verb,
     "doctor": doctor_verb,

@@ -29,7 +29,9 @@ def field_flag(name: str) -> Any:
 
 
 RecipeArg = Annotated[str, typer.Argument(help="A bundled recipe (yoda) or a TOML file.")]
-RunArg = Annotated[str, typer.Argument(help="A run's directory or name, or latest.")]
+RunArg = Annotated[
+    str, typer.Argument(help="A run's directory or name, latest, or an adapter's folder.")
+]
 Model = Annotated[str | None, field_flag("model")]
 Train = Annotated[str | None, field_flag("train")]
 Test = Annotated[str | None, field_flag("test")]

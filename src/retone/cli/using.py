@@ -55,14 +55,19 @@ def serve_verb(
     engine: Annotated[
         Literal["retone", "vllm"], typer.Option(help="vllm: its server takes over, for many users.")
     ] = "retone",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RUN", help="A further adapter of the same base; repeatable."),
+    ] = None,
     offline: Offline = False, debug: Debug = False,
 ) -> Call:  # fmt: skip
     """Serve the web app and an OpenAI-compatible API on this machine, until Ctrl-C."""
     from retone.workflows.serve import serve
 
     return partial(
-        serve, run, host=host, port=port, api_only=api_only, engine=engine, offline=offline
-    )
+        serve, run, host=host, port=port, api_only=api_only, engine=engine,
+        adapters=adapter or (), offline=offline,
+    )  # fmt: skip
 
 
 def batch_verb(

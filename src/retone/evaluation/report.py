@@ -65,6 +65,8 @@ class ReportData:
     # {steps, seconds, rows, tokens, peak_bytes, best_step, best_loss, parameters: {trained, total}}
     training: Table = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)  # {stage: seconds}
+    # [{name, outcome, path, notes: [str], rows: [(check, found, asked, outcome, what it is)]}]
+    exports: Sequence[Table] = ()
     seeds: Sequence[Table] = ()  # [{seed, scores: {metric: value}}] of the tuned model
     provenance: Table = field(default_factory=dict)  # {label: value}
     commands: Sequence[Table] = ()  # [{command, what}]: how to go on

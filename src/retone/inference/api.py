@@ -1,7 +1,9 @@
 """The OpenAI-compatible API: a thin layer of HTTP over `Service`.
 
     GET /v1/models   POST /v1/chat/completions   POST /v1/completions   GET /health   GET /metrics
+    POST /v1/load_lora_adapter   POST /v1/unload_lora_adapter
 
+The last two have the names and bodies that vLLM's server gives them (docs.vllm.ai, LoRA adapters).
 Errors have the shape that the official clients read. There are no CORS headers, so pages of other
 sites cannot read answers, and a request to another host name is refused.
 """
@@ -11,9 +13,9 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -23,16 +25,33 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from retone.conversation import Message
+from retone.errors import RetoneError
 from retone.inference import api_models, replies
-from retone.inference.decoding import Row
+from retone.inference.decoding import TUNED, Row
 from retone.inference.engine import Parse
 from retone.inference.limits import BodyLimit
 from retone.inference.sampling import Sampling
-from retone.inference.service import Busy, Event, Service, Ticket
+from retone.inference.service import Busy, Event, Service, Ticket, Unloaded
 from retone.rendering import RowRejected
 
 OWN_NAMES = ["127.0.0.1", "localhost", "[::1]"]  # of this machine, as a browser sends them
 MOST_BODY_BYTES = 10_000_000
+STATUS = {"unknown-run": 404, "unknown-adapter": 404, "adapter-in-use": 409, "no-room": 503}
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How one of the models answers.
+
+    Attributes:
+        adapter: of its rows; None is the base model.
+        usual: how answers are written where a request leaves it open.
+        system: put before conversations that have no system message of their own.
+    """
+
+    adapter: str | None
+    usual: Sampling
+    system: str
 
 
 @dataclass(frozen=True)
@@ -42,8 +61,8 @@ class Served:
     Attributes:
         service: the model.
         tuned, base: names of the tuned and of the base model.
-        usual: how answers are written where a request leaves it open.
-        system: put before conversations that have no system message of their own.
+        usual, system: of both, as `Voice` has them.
+        loaded: the adapters beside the run's own, by name.
     """
 
     service: Service
@@ -51,6 +70,34 @@ class Served:
     base: str
     usual: Sampling
     system: str = ""
+    loaded: Mapping[str, Voice] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """What a request can name as its model."""
+        return list(dict.fromkeys([self.tuned, self.base, *self.loaded]))
+
+    def voice(self, name: str) -> Voice:
+        """The model of that name; Refused where there is none."""
+        run = Voice(TUNED, self.usual, self.system)
+        known = {self.base: replace(run, adapter=None), self.tuned: run, **self.loaded}
+        if name not in known:
+            told = f"there is no model {name!r}; there are {', '.join(self.names)}"
+            raise Refused(404, told, param="model", code="model_not_found")
+        return known[name]
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Loads and unloads adapters while answers are written; each raises RetoneError.
+
+    Attributes:
+        load: gives an adapter (name, path) a name of the API.
+        unload: takes it away again (name).
+    """
+
+    load: Callable[[str, str], None]
+    unload: Callable[[str], None]
 
 
 class Refused(Exception):
@@ -70,11 +117,14 @@ class Asked:
     events: asyncio.Queue[tuple[int, Event]] = field(default_factory=asyncio.Queue)
 
 
-def create_api(served: Callable[[], Served], *, local: bool, token: str | None = None) -> FastAPI:
+def create_api(
+    served: Callable[[], Served], adapters: Adapters, *, local: bool, token: str | None = None
+) -> FastAPI:
     """The application.
 
     Args:
         served: what is served; asked for at each request.
+        adapters: changes it.
         local: only this machine can reach it; other host names are refused then, so that no page
             of another site can ask it under a name of its own (DNS rebinding).
         token: what a request has to carry as bearer token; None asks for none.
@@ -90,6 +140,8 @@ def create_api(served: Callable[[], Served], *, local: bool, token: str | None =
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=OWN_NAMES)
     app.add_middleware(BodyLimit, most_bytes=MOST_BODY_BYTES)
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(Busy, _busy)
+    app.add_exception_handler(RetoneError, _retone_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
 
@@ -104,6 +156,7 @@ def create_api(served: Callable[[], Served], *, local: bool, token: str | None =
     guarded = APIRouter(dependencies=[Depends(authorised)], responses=replies.ERRORS)
     _add_facts(guarded, served)
     _add_completions(guarded, served)
+    _add_adapters(guarded, adapters)
     app.include_router(guarded)
     return app
 
@@ -116,9 +169,22 @@ def _add_facts(router: APIRouter, served: Callable[[], Served]) -> None:
 
     @router.get("/v1/models")
     def models() -> dict[str, Any]:
-        """The tuned and the base model."""
-        now = served()
-        return replies.models([now.tuned, now.base])
+        """The tuned model, the base model, and the adapters that are loaded."""
+        return replies.models(served().names)
+
+
+def _add_adapters(router: APIRouter, adapters: Adapters) -> None:
+    @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
+    def load(body: api_models.LoadAdapter) -> str:
+        """Serve a further adapter of the base model, as `lora_name`."""
+        adapters.load(body.lora_name, body.lora_path)
+        return f"Success: LoRA adapter '{body.lora_name}' added successfully."
+
+    @router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
+    def unload(body: api_models.UnloadAdapter) -> str:
+        """Let it go; refused while answers of it are not finished."""
+        adapters.unload(body.lora_name)
+        return f"Success: LoRA adapter '{body.lora_name}' removed successfully."
 
 
 def _add_completions(router: APIRouter, served: Callable[[], Served]) -> None:
@@ -126,9 +192,10 @@ def _add_completions(router: APIRouter, served: Callable[[], Served]) -> None:
     async def chat(body: api_models.ChatRequest, request: Request) -> Response:
         """An answer to a conversation."""
         now = served()
+        voice = now.voice(body.model)
         messages = [message.message() for message in body.messages]
-        if now.system and messages[0].role != "system":
-            messages.insert(0, Message("system", now.system))
+        if voice.system and messages[0].role != "system":
+            messages.insert(0, Message("system", voice.system))
         engine = now.service.engine
         with _accepted("messages"):
             prompt = engine.prompt_ids(messages)
@@ -165,11 +232,12 @@ async def _answered(
     request: Request,
 ) -> Response:
     """Queue the request; its answer whole, or as a stream of server-sent events."""
-    asked = _asked(served, body, prompts, parse)
+    asked = _asked(served.voice(body.model), body, prompts, parse)
     try:
         served.service.submit(asked.tickets)
-    except Busy:
-        raise Refused(429, "too many requests are waiting; try again", code="queue_full") from None
+    except Unloaded:
+        told = f"{body.model!r} was unloaded"
+        raise Refused(404, told, param="model", code="model_not_found") from None
     usage = body.stream_options is not None and body.stream_options.include_usage
     if body.stream:
         stream = _stream(served.service, asked, form, usage=usage)
@@ -186,14 +254,9 @@ async def _answered(
 
 
 def _asked(
-    served: Served, body: api_models.Request, prompts: Sequence[tuple[int, ...]], parse: Parse
+    voice: Voice, body: api_models.Request, prompts: Sequence[tuple[int, ...]], parse: Parse
 ) -> Asked:
-    """A row for each choice of each prompt; Refused where there is no such model."""
-    if body.model not in (served.tuned, served.base):
-        raise Refused(
-            404, f"there is no model {body.model!r}; there are {served.tuned}, {served.base}",
-            param="model", code="model_not_found",
-        )  # fmt: skip
+    """A row for each choice of each prompt."""
     asked, loop = Asked(), asyncio.get_running_loop()
 
     def teller(at: int) -> Callable[[Event], None]:
@@ -205,10 +268,7 @@ def _asked(
 
     for prompt in prompts:
         for choice in range(body.n or 1):
-            row = Row(
-                prompt, body.sampling(served.usual, choice),
-                tuned=body.model == served.tuned, top=body.top,
-            )  # fmt: skip
+            row = Row(prompt, body.sampling(voice.usual, choice), voice.adapter, body.top)
             asked.tickets.append(Ticket(row, parse, teller(len(asked.tickets))))
     return asked
 
@@ -265,6 +325,18 @@ async def _refused(request: Request, refused: Exception) -> JSONResponse:
     assert isinstance(refused, Refused)
     headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}
     return JSONResponse(refused.body, refused.status, headers.get(refused.status))
+
+
+async def _busy(request: Request, error: Exception) -> JSONResponse:
+    told = "too many requests are waiting; try again"
+    return await _refused(request, Refused(429, told, code="queue_full"))
+
+
+async def _retone_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RetoneError)
+    status = STATUS.get(error.code, 400)
+    told = f"{error.problem}: {error.found} ({error.remedy})"
+    return JSONResponse(replies.error(told, code=error.code, status=status), status)
 
 
 async def _invalid(request: Request, invalid: Exception) -> JSONResponse:

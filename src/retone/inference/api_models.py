@@ -113,6 +113,20 @@ class Request(BaseModel, ABC):
         """Likeliest tokens to tell beside each; None tells nothing of probabilities."""
 
 
+class LoadAdapter(BaseModel):
+    """The body of POST /v1/load_lora_adapter."""
+
+    lora_name: Annotated[Text, Field(min_length=1, max_length=200)]
+    lora_path: Annotated[Text, Field(min_length=1, max_length=4096)]
+    """A run's directory or name, or a folder that peft wrote."""
+
+
+class UnloadAdapter(BaseModel):
+    """The body of POST /v1/unload_lora_adapter."""
+
+    lora_name: Text
+
+
 class ChatRequest(Request):
     """The body of POST /v1/chat/completions."""
 

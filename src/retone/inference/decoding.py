@@ -2,8 +2,8 @@
 
 Rows need not begin or end together (continuous batching; Yu et al. 2022, Orca, OSDI): the keys and
 values of a row that joins are padded to those of the others, and a row that is finished costs
-nothing any more. Rows of the tuned and of the base model go through it together where the tuned one
-is plain LoRA, side by side otherwise.
+nothing any more. Rows of several adapters and of the base go through it together where all are
+plain LoRA; else those of the tuned and of the base model take their steps side by side.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +29,13 @@ from retone.models.partial import (
     without_leading,
 )
 
-Side = Callable[[Sequence[bool]], AbstractContextManager[None]]
+TUNED = "default"  # peft's name of the adapter that a run trained
+Side = Callable[[Sequence[str | None]], AbstractContextManager[None]]
+
+
+def adapter_of(*, tuned: bool) -> str | None:
+    """What rows of the tuned model, or of the base model, name as their adapter."""
+    return TUNED if tuned else None
 
 
 @dataclass(eq=False)
@@ -40,7 +45,7 @@ class Row:
     Attributes:
         prompt: ids before it.
         sampling: how its tokens are picked.
-        tuned: written by the tuned model, or by the base model.
+        adapter: whose model writes it; None is the base model.
         top: likeliest tokens to note beside each of its own; None notes nothing.
         ids: what is written so far.
         chances: one for each of `ids`, where `top` asks for them.
@@ -51,7 +56,7 @@ class Row:
 
     prompt: tuple[int, ...]
     sampling: Sampling
-    tuned: bool = True
+    adapter: str | None = TUNED
     top: int | None = None
     ids: list[int] = field(default_factory=list)
     chances: list[TokenChance] = field(default_factory=list)
@@ -64,7 +69,8 @@ class Decoder:
     """Writes many answers at once.
 
     Args:
-        model: a causal language model; inside `with model.disable_adapter()` it is the base.
+        model: a causal language model; inside `with model.disable_adapter()` it is the base. Where
+            it is more than plain LoRA (`RowLora.mixes`), rows name `TUNED` or None and no other.
         stop_ids: tokens that end an answer.
         pad_id: stands where nothing is.
     """
@@ -74,9 +80,8 @@ class Decoder:
         self._stop_ids = stop_ids
         self._pad_id = pad_id
         self._context = getattr(model.config, "max_position_embeddings", 1 << 30)
-        self._mixed = RowLora.mixes(model)
-        self._side: Side = RowLora(model).of if self._mixed else partial(base_or_tuned, model)
-        self._groups: dict[bool | None, _Group] = {}
+        self._groups: dict[str | None, _Group] = {}
+        self.read_adapters()
 
     @property
     def rows(self) -> list[Row]:
@@ -87,6 +92,10 @@ class Decoder:
     def open(self) -> bool:
         """Whether rows may join now: not in the middle of a model with a sliding window."""
         return not self.rows or has_plain_cache(self._model)
+
+    def read_adapters(self) -> None:
+        """Take up the adapters that the model has now; the rows go on."""
+        self._lora = RowLora(self._model) if RowLora.mixes(self._model) else None
 
     @torch.no_grad()
     def join(self, rows: Sequence[Row]) -> None:
@@ -106,8 +115,14 @@ class Decoder:
             else:
                 del self._groups[key]
 
-    def _key(self, row: Row) -> bool | None:
-        return None if self._mixed else row.tuned
+    def _key(self, row: Row) -> str | None:
+        return None if self._lora else row.adapter
+
+    def _side(self, adapters: Sequence[str | None]) -> AbstractContextManager[None]:
+        """Inside the block the rows of a group are those of their adapters."""
+        if self._lora:
+            return self._lora.of(adapters)
+        return base_or_tuned(self._model, tuned=adapters[0] is not None)
 
     def _pick(self, rows: Sequence[Row], logits: Tensor) -> None:
         """Append to every row the token that its logits [rows, vocabulary] give."""
@@ -139,10 +154,10 @@ class _Group:
 
     def join(self, rows: Sequence[Row]) -> Tensor:
         """Logits [rows, vocabulary] behind the prompts of rows, which are in the group then."""
-        tuned = [row.tuned for row in rows]
-        with self._side(tuned):
+        adapters = [row.adapter for row in rows]
+        with self._side(adapters):
             cache, mask, logits = self._read(
-                [row.prompt for row in rows], alike=len(set(tuned)) < 2
+                [row.prompt for row in rows], alike=len(set(adapters)) < 2
             )
         if self.rows:
             cache, mask = joined(self._cache, self._mask, cache, mask)
@@ -154,7 +169,7 @@ class _Group:
         """Logits [rows, vocabulary] behind the last token of every row."""
         last = torch.tensor([row.ids[-1:] for row in self.rows], device=self._mask.device)
         self._mask = torch.cat([self._mask, torch.ones_like(last)], dim=1)
-        with self._side([row.tuned for row in self.rows]):
+        with self._side([row.adapter for row in self.rows]):
             return forward_last(self._model, last, self._mask, self._cache)
 
     def drop(self) -> None:

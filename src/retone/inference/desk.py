@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from retone.inference.api import Served
-from retone.inference.decoding import Row
+from retone.inference.decoding import Row, adapter_of
 from retone.inference.sampling import Messages, Sampling
 from retone.inference.service import Event, Ticket
 
@@ -102,7 +102,9 @@ def answers(
     """
     told: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
     engine = served.service.engine
-    rows = [Row(engine.prompt_ids(each), sampling, tuned=tuned) for each, tuned in asked]
+    rows = [
+        Row(engine.prompt_ids(each), sampling, adapter_of(tuned=tuned)) for each, tuned in asked
+    ]
 
     def teller(at: int) -> Callable[[Event], None]:
         return lambda event: told.put((at, event))

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from retone.chat_template import ChatTemplate
-from retone.inference.decoding import Decoder, Row
+from retone.inference.decoding import Decoder, Row, adapter_of
 from retone.inference.sampling import Answer, Messages, Sampling
 from retone.models.partial import base_or_tuned
 from retone.rendering import RowRejected
@@ -52,9 +52,8 @@ class Engine:
         self, prompts: Sequence[Messages], sampling: Sampling, *, tuned: bool
     ) -> list[Answer]:
         """What the model goes on with behind each prompt's last words, without any template."""
-        rows = [
-            Row(self.text_ids(messages[-1].content), sampling, tuned=tuned) for messages in prompts
-        ]
+        adapter = adapter_of(tuned=tuned)
+        rows = [Row(self.text_ids(messages[-1].content), sampling, adapter) for messages in prompts]
         return self._answers(rows, self.plain_text)
 
     def stream(
@@ -74,7 +73,7 @@ class Engine:
             RowRejected: as `prompt_ids`.
         """
         prompt = self.prompt_ids(messages)
-        rows = [Row(prompt, sampling, tuned=one) for one in tuned]
+        rows = [Row(prompt, sampling, adapter_of(tuned=one)) for one in tuned]
         texts = [TextStream(self.template.parse, sampling.stop) for _ in rows]
         decoder = self.decoder()
         decoder.join(rows)
@@ -131,12 +130,13 @@ class Engine:
 
     def answering(self, *, tuned: bool) -> AbstractContextManager[Any]:
         """Inside the block the model is the tuned one, or the base model."""
-        return base_or_tuned(self.model, [tuned])
+        return base_or_tuned(self.model, tuned=tuned)
 
     def _respond(
         self, prompts: Sequence[Messages], sampling: Sampling, *, tuned: bool
     ) -> list[Answer]:
-        rows = [Row(self.template.prompt_ids(each), sampling, tuned=tuned) for each in prompts]
+        adapter = adapter_of(tuned=tuned)
+        rows = [Row(self.template.prompt_ids(each), sampling, adapter) for each in prompts]
         return self._answers(rows, self.template.parse)
 
     def _answers(self, rows: Sequence[Row], parse: Parse) -> list[Answer]:

@@ -30,9 +30,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "the request is wrong", **_ERROR},
     401: {"description": "the bearer token is missing or wrong", **_ERROR},
     404: {"description": "there is no such model", **_ERROR},
+    409: {"description": "the adapter is in use", **_ERROR},
     413: {"description": "the body is too large", **_ERROR},
     422: {"description": "not used: a wrong request is answered with 400"},
     429: {"description": "too many are waiting", **_ERROR},
+    503: {"description": "no run is open, or the memory is full", **_ERROR},
 }
 
 

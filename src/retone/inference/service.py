@@ -10,16 +10,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
 
-from retone.inference.decoding import Row
+from retone.errors import InputError
+from retone.inference.decoding import TUNED, Decoder, Row
 from retone.inference.engine import Engine, Parse, TextStream
+from retone.inference.row_lora import add_adapter, remove_adapter
 
 PROMPT_TOKENS = 4096  # read together when rows join: bounds the memory of that pass
 
 
 class Busy(Exception):
     """So many are waiting that no more are taken."""
+
+
+class Unloaded(Exception):
+    """Rows name an adapter that is not there any more."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,9 @@ class Service:
         self._most_tokens = int(cache_bytes / engine.cache_bytes_per_token)
         self._waiting: deque[Ticket] = deque()
         self._active: list[Ticket] = []
+        self._adapters: set[str | None] = {TUNED, None}
+        self._numbers = count(1)
+        self._changes: list[tuple[Callable[[], None], Future[None]]] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="retone-service")
@@ -104,8 +117,10 @@ class Service:
         return self._thread.is_alive() and not self._closed
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Queue rows that belong together; Busy where there is no room for all of them."""
+        """Queue rows that belong together; Busy where there is no room for all, or Unloaded."""
         with self._changed:
+            if any(ticket.row.adapter not in self._adapters for ticket in tickets):
+                raise Unloaded
             self.counts.requests += 1
             if len(self._waiting) + len(tickets) > self._most_waiting or self._closed:
                 self.counts.refused += 1
@@ -123,6 +138,42 @@ class Service:
             self._waiting = deque(one for one in self._waiting if not one.cancelled)
             self._changed.notify()
 
+    def load_adapter(self, folder: Path) -> str:
+        """Load an adapter for rows to name while others are written; its name, never used before.
+
+        Raises:
+            InputError, MachineError: as `add_adapter`.
+            Busy: the service is closed.
+        """
+        name = f"loaded{next(self._numbers)}"
+        self._between_steps(partial(add_adapter, self.engine.model, name, folder))
+        with self._changed:
+            self._adapters.add(name)
+        return name
+
+    def unload_adapter(self, name: str) -> None:
+        """Take out an adapter that `load_adapter` named.
+
+        Raises:
+            InputError: rows that name it wait or are written (adapter-in-use).
+            Busy: the service is closed.
+        """
+        with self._changed:
+            asked = [
+                ticket
+                for ticket in (*self._waiting, *self._active)
+                if ticket.row.adapter == name and not (ticket.row.finished or ticket.cancelled)
+            ]
+            if asked:
+                raise InputError(
+                    "the adapter is in use",
+                    f"{len(asked)} of its answers are not finished",
+                    "ask again when they are",
+                    "adapter-in-use",
+                )
+            self._adapters.discard(name)
+        self._between_steps(partial(remove_adapter, self.engine.model, name))
+
     def close(self) -> None:
         """Stop after the step that is under way; who waits is told."""
         with self._changed:
@@ -130,14 +181,26 @@ class Service:
             self._changed.notify()
         self._thread.join()
 
+    def _between_steps(self, change: Callable[[], None]) -> None:
+        """Let the thread that uses the model change it, and wait for that."""
+        done: Future[None] = Future()
+        with self._changed:
+            if self._closed:
+                raise Busy
+            self._changes.append((change, done))
+            self._changed.notify()
+        done.result()
+
     def _run(self) -> None:
         decoder = self.engine.decoder()
         while True:
             with self._changed:
-                while not (self._waiting or self._active or self._closed):
+                while not (self._waiting or self._active or self._changes or self._closed):
                     self._changed.wait()
                 if self._closed:
                     break
+            self._change(decoder)
+            with self._changed:
                 joining = self._admitted() if decoder.open else []
                 self._active += joining
                 self.counts.running, self.counts.waiting = len(self._active), len(self._waiting)
@@ -154,6 +217,21 @@ class Service:
             self.counts.running = len(self._active)
         self._active += self._waiting
         self._fail("the server was stopped")
+        for _, done in self._changes:
+            done.set_exception(Busy())
+
+    def _change(self, decoder: Decoder) -> None:
+        """Load and unload what was asked for; the rows go on."""
+        with self._changed:
+            changes, self._changes = self._changes, []
+        for change, done in changes:
+            try:
+                change()
+                decoder.read_adapters()
+            except Exception as error:  # told to who asked for it
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
     def _admitted(self) -> list[Ticket]:
         """The waiting rows that there is room for, in their order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -117,9 +117,9 @@ def forward_last(model: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
 
 
 @contextmanager
-def base_or_tuned(model: Any, tuned: Sequence[bool]) -> Iterator[None]:
-    """Inside the block a model is the one that all rows ask for: the tuned one, or the base."""
-    if all(tuned) or not hasattr(model, "disable_adapter"):
+def base_or_tuned(model: Any, *, tuned: bool) -> Iterator[None]:
+    """Inside the block a model is the tuned one, or the base."""
+    if tuned or not hasattr(model, "disable_adapter"):
         yield
     else:
         with model.disable_adapter():

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -130,14 +131,21 @@ def add_older(model: Any, adapter: Path, *, merged: bool) -> Any:
 
 
 def _with_adapter(model: Any, folder: Path) -> Any:
-    """A peft model whose trained biases are switched off with the rest; peft leaves them on."""
-    biases = {
+    """A peft model whose weights of the base itself are switched off with the rest.
+
+    Those are trained biases, and embeddings that other tools save whole; peft leaves them on.
+    """
+    with safe_open(folder / ADAPTER, framework="pt") as tensors:
+        saved = {_of_base(name) for name in tensors.keys()}  # noqa: SIM118 - no dict
+    whole = {
         parameter: parameter.data.clone()
         for name, parameter in model.named_parameters()
-        if name.endswith(".bias")
+        if name in saved
     }
-    tuned = PeftModel.from_pretrained(model, folder, local_files_only=True).eval()
-    moved = {p: before for p, before in biases.items() if not torch.equal(p.data, before)}
+    with warnings.catch_warnings():  # of how it was trained, which nobody can mend now
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
+        tuned = PeftModel.from_pretrained(model, folder, local_files_only=True).eval()
+    moved = {p: before for p, before in whole.items() if not torch.equal(p.data, before)}
     if not moved:
         return tuned
 
@@ -150,6 +158,11 @@ def _with_adapter(model: Any, folder: Path) -> Any:
 
     tuned.disable_adapter = switched_off
     return tuned
+
+
+def _of_base(name: str) -> str:
+    """What a tensor in an adapter is called in the base model, if it is the base's own."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _with_base(model: Any, load: Callable[[], Any]) -> Any:

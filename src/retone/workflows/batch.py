@@ -20,7 +20,8 @@ from retone.data.lines import as_utf8, lines
 from retone.data.spool import Trainable
 from retone.errors import InputError
 from retone.inference.sampling import Sampling
-from retone.run_dir import find_run, fingerprint, write_whole
+from retone.run_dir import fingerprint, write_whole
+from retone.workflows.adopt import run_or_adapter
 from retone.workflows.create import read_samples_of
 from retone.workflows.load import Tuned, load
 
@@ -69,7 +70,7 @@ def batch(
     """Answer every prompt of a file; stopped and started again it goes on where it was.
 
     Args:
-        run: a run's directory, name, or latest.
+        run: a run's directory, name, or latest; or the folder of an adapter.
         source: a data file of any shape (answers in it are left aside), or text, a prompt a line.
         output: JSON lines: row, prompt, answer, tokens, stopped; in the order of the source.
         column: the column that holds the prompts.
@@ -84,7 +85,7 @@ def batch(
         raise InputError(
             "the file of answers is there already", str(output), "choose another name", "exists"
         )
-    found = find_run(run)
+    found = run_or_adapter(run, offline=offline)
     tuned = load(found, offline=offline)
     how = replace(tuned.sampling, **(sampling or {}))
     prompts = _prompts(tuned, source, column)

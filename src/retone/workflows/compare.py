@@ -15,7 +15,8 @@ from retone.evaluation.metrics import METRICS, row_scores, sentence_scores
 from retone.evaluation.report import ReportData, render_report
 from retone.evaluation.statistics import Difference, adjust, difference, score
 from retone.evaluation.verdict import verdict
-from retone.run_dir import Run, find_run, fingerprint, read_json, read_jsonl, runs_root, write_whole
+from retone.run_dir import Run, fingerprint, read_json, read_jsonl, runs_root, write_whole
+from retone.workflows.adopt import run_or_adapter
 from retone.workflows.report import commands, settings
 
 Answers = dict[str, list[dict[str, Any]]]  # run name -> rows of answers.jsonl
@@ -64,14 +65,15 @@ class Compared:
 
 
 def compare(names: Sequence[str]) -> Compared:
-    """Compare the tuned answers of finished runs on the test rows that they share.
+    """Compare the tuned answers of evaluated runs on the test rows that they share.
 
-    Every run is compared with the last one named. Writes one HTML page beside the runs. Raises
-    InputError for fewer than two runs, one that is not finished, or no row in common.
+    Those are rows of their own test files, and of others that they were evaluated on. Every run is
+    compared with the last one named. Writes one HTML page beside the runs. Raises InputError for
+    fewer than two runs, one that is not evaluated, or no row in common.
     """
-    runs = [find_run(name) for name in names]
+    runs = [run_or_adapter(name) for name in names]
     _check(runs)
-    shared = _shared_rows({run.name: read_jsonl(run.answers) for run in runs})
+    shared = _shared_rows({run.name: _answered(run) for run in runs})
     first = next(iter(shared.values()))
     references = [row["reference"] for row in first]
     texts = {
@@ -88,7 +90,7 @@ def compare(names: Sequence[str]) -> Compared:
         ]
     )
     scores = {n: {m: asdict(score(r)) for m, r in by.items()} for n, by in found.items()}
-    stored = read_json(runs[-1].scores)
+    stored = read_json(_evaluations(runs[-1])[0] / "scores.json")
     key = fingerprint([run.name for run in runs])[:8]
     result = Compared(
         runs,
@@ -104,10 +106,7 @@ def compare(names: Sequence[str]) -> Compared:
 
 def differing_settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Fields whose values are not the same in all runs: {field, values: {run: value}}."""
-    values = {
-        run.name: {row["field"]: row["value"] for row in settings(read_json(run.resolved))}
-        for run in runs
-    }
+    values = {run.name: {row["field"]: row["value"] for row in settings(run)} for run in runs}
     fields = dict.fromkeys(field for by in values.values() for field in by)
     rows = [{"field": f, "values": {n: by.get(f) for n, by in values.items()}} for f in fields]
     return [row for row in rows if len({repr(v) for v in row["values"].values()}) > 1]
@@ -115,7 +114,7 @@ def differing_settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _check(runs: Sequence[Run]) -> None:
     names = [run.name for run in runs]
-    unfinished = [f"{run.name} ({run.status})" for run in runs if run.status != "finished"]
+    unfinished = [f"{run.name} ({run.status})" for run in runs if not _evaluations(run)]
     if len(set(names)) < 2:
         raise InputError(
             "two different runs or more are compared", f"given: {', '.join(names)}",
@@ -123,8 +122,9 @@ def _check(runs: Sequence[Run]) -> None:
         )  # fmt: skip
     if unfinished:
         raise InputError(
-            "only finished runs are compared", ", ".join(unfinished),
-            "retone run RECIPE   (the same recipe finishes it)", "not-finished",
+            "only evaluated runs are compared", ", ".join(unfinished),
+            "retone run RECIPE   (the same recipe finishes it), or retone evaluate RUN --test FILE",
+            "not-finished",
         )  # fmt: skip
 
     tasks = {run.name: read_json(run.resolved)["recipe"]["data"]["task"] for run in runs}
@@ -134,6 +134,17 @@ def _check(runs: Sequence[Run]) -> None:
             "runs of plain text have no answers to compare", ", ".join(texts),
             "compare the perplexity in their reports: both on the same test file", "plain-text",
         )  # fmt: skip
+
+
+def _evaluations(run: Run) -> list[Path]:
+    """Folders of a run's evaluations, the one on its own test rows first."""
+    folders = [file.parent for file in run.evaluation().rglob("scores.json")]
+    return sorted(folders, key=lambda folder: (folder != run.evaluation(), folder))
+
+
+def _answered(run: Run) -> list[dict[str, Any]]:
+    """Every row that a run was evaluated on."""
+    return [row for folder in _evaluations(run) for row in read_jsonl(folder / "answers.jsonl")]
 
 
 def _shared_rows(answers: Answers) -> Answers:

@@ -96,7 +96,9 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
         check_base(parent, prepared.base)
     return create_run(
         name,
-        _manifest(prepared, name, key, sources, parent),
+        run_manifest(
+            prepared.base, prepared.template, prepared.resolved, name, key, sources, parent
+        ),
         {
             **{f"data/{file.relative_to(folder)}": file for file in files},
             **{f"parent/{file.name}": file for file in older},
@@ -284,14 +286,16 @@ def _prepared_folder(folder: Path) -> Iterator[bool]:
             root.parent.rmdir()
 
 
-def _manifest(
-    prepared: Prepared,
+def run_manifest(
+    base: LocatedModel,
+    template: ChatTemplate,
+    resolved: Resolved,
     name: str,
     key: str,
     sources: dict[str, list[str]],
     parent: Path | None,
 ) -> dict[str, Any]:
-    base = prepared.base
+    """What manifest.json says of a new run: its recipe's name, fingerprint, base, data, machine."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(),
         "recipe": name,
@@ -302,7 +306,7 @@ def _manifest(
         "platform": platform.platform(),
         "machine": asdict(probe_machine()),
         "git": _git_commit(),
-        "seed": prepared.resolved.recipe.train.seed,
+        "seed": resolved.recipe.train.seed,
         "base": {
             "name": base.name,
             "repo": base.repo,
@@ -313,7 +317,7 @@ def _manifest(
             "sha256": base.sha256,
         },
         "data_sha256": sources,
-        "date": prepared.template.date.isoformat() if prepared.template.date else None,
+        "date": template.date.isoformat() if template.date else None,
         "parent": None
         if parent is None
         else {"folder": str(parent), "sha256": file_sha256(parent / ADAPTER)},

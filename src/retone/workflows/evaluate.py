@@ -16,7 +16,7 @@ from retone.config import SourceSection
 from retone.conversation import Conversation, Document, Message
 from retone.data.sources import source_sha256
 from retone.data.spool import read_texts
-from retone.data.tasks import LOOKED_AT
+from retone.data.tasks import LOOKED_AT, found_task
 from retone.errors import CheckFailed, InputError, nearest
 from retone.evaluation.candidates import Candidate, answer_all, candidates
 from retone.evaluation.groups import group_scores
@@ -30,13 +30,13 @@ from retone.inference.sampling import Answer
 from retone.run_dir import (
     Run,
     file_sha256,
-    find_run,
     fingerprint,
     read_json,
     runs_root,
     write_json,
     write_jsonl,
 )
+from retone.workflows.adopt import run_or_adapter, trained_here
 from retone.workflows.create import another_test, read_samples_of, require_rows
 from retone.workflows.load import Tuned, load, read_split
 from retone.workflows.report import write_report
@@ -89,16 +89,18 @@ def evaluate(run: Run, *, test: str | None = None, offline: bool = False) -> Eva
     source = another_test(recipe, test) if test else None
     rows = _rows(run, recipe, source)[: recipe["evaluate"]["limit"]]
     require_rows(len(rows), "test")
+    # A run that was not trained here has no rows that could have told the task.
+    task = recipe["data"]["task"] if recipe["data"]["task"] != "auto" else found_task(rows)[0]
     folder = run.evaluation(_folder_name(source) if source else "")
     tuned = load(run, offline=offline)
     shown = [] if test else [_asked(tuned, text) for text in recipe["data"]["showcase"]]
     instruction = recipe["evaluate"]["instruction"] or written_instruction(
         read_split(run, "train", LOOKED_AT), recipe["data"]["system"]
     )
-    asked = _candidates(run, tuned, recipe["data"]["task"], instruction)
+    asked = _candidates(run, tuned, task, instruction)
     answers, scores = _answer_and_score(asked, tuned, rows, shown)
     differences = _differences(scores)
-    headline = _headline(recipe["data"]["task"], scores["tuned"])
+    headline = _headline(task, scores["tuned"])
     groups = [str(row.extra.get(recipe["evaluate"]["group_by"], "")) for row in rows]
     leading = [d for d in differences if d.metric.name == headline]
     stored = {
@@ -134,7 +136,7 @@ def evaluate_run(
     """`evaluate` for the command line.
 
     Args:
-        run: a run's directory, name, or latest.
+        run: a run's directory, name, or latest; or the folder of an adapter.
         test: another test file.
         fail_under: thresholds of the tuned model such as "bleu=40".
         offline: never ask a network.
@@ -142,7 +144,7 @@ def evaluate_run(
     Raises CheckFailed when a score is worse than its threshold.
     """
     limits = _limits(fail_under)
-    found = evaluate(find_run(run), test=test, offline=offline)
+    found = evaluate(run_or_adapter(run, offline=offline), test=test, offline=offline)
     tuned = found.stored["scores"]["tuned"]
     problems = []
     for name, limit in limits.items():
@@ -205,6 +207,13 @@ TERMINAL_METRICS = (
 def _rows(run: Run, recipe: Mapping[str, Any], source: SourceSection | None) -> list[Conversation]:
     """The test rows; plain texts as what is shown of them and what is to follow."""
     text = recipe["data"]["task"] == "text"
+    if source is None and not trained_here(read_json(run.manifest)):
+        raise InputError(
+            "the run has no test rows of its own",
+            f"{run.name} was not trained here: its rows are not known",
+            f"retone evaluate {run.name} --test FILE",
+            "no-rows",
+        )
     if source is None:
         return in_two(read_texts(run.split("test"))) if text else read_split(run, "test")
     samples = read_samples_of(recipe, source)
@@ -240,8 +249,8 @@ def _candidates(run: Run, tuned: Tuned, task: str, instruction: str) -> list[Can
     model = recipe["model"]
     settings = [model["dtype"], model["quantization"], model["attention"], lock["template_sha256"]]
     base = fingerprint(manifest["base"]["sha256"], settings, manifest["machine"]["device"])
-    weights = [file_sha256(file) for file in sorted(run.tuned.glob("*.safetensors"))]
-    after = fingerprint(base, weights)
+    files = [*run.tuned.glob("*.safetensors"), *run.tuned.glob("adapter_config.json")]
+    after = fingerprint(base, [file_sha256(file) for file in sorted(files)])
     if task == "text":
         return text_candidates(tuned.engine, base=base, tuned=after)
     return candidates(tuned.engine, task=task, instruction=instruction, base=base, tuned=after)

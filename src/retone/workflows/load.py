@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from retone.models.loading import load_base, load_tokenizer
 from retone.models.locate import LocatedModel, locate
 from retone.models.saving import load_tuned
 from retone.planning import ModelFacts, Resolved, dtype_for, probe_machine
-from retone.run_dir import Run, find_run, read_json
+from retone.run_dir import Run, read_json
+from retone.workflows.adopt import run_or_adapter, trained_here
 
 FROM_TEST = 6  # rows that are asked where a recipe has no showcase
 
@@ -91,7 +92,8 @@ def open_run(run: Run, *, offline: bool = False) -> Opened:
             "put that model back, or start over: retone run RECIPE --fresh",
             "other-base",
         )
-    tokenizer = load_tokenizer(base)
+    # Tokens and template that another tool added to an adapter's tokenizer are in that one alone.
+    tokenizer = load_tokenizer(base if trained_here(manifest) else replace(base, path=run.adapter))
     date = datetime.date.fromisoformat(manifest["date"]) if manifest["date"] else None
     template = ChatTemplate(tokenizer, name=base.name, date=date, style=model.template)
     changed = template.verify_lock(read_json(run.template_lock))
@@ -136,10 +138,10 @@ def load(run: str | Run = "latest", *, offline: bool = False) -> Tuned:
     """A tuned model, ready to answer.
 
     Args:
-        run: a run, its directory, its name, or `latest`.
+        run: a run, its directory, its name, `latest`, or the folder of an adapter.
         offline: never ask a network.
     """
-    found = run if isinstance(run, Run) else find_run(run)
+    found = run if isinstance(run, Run) else run_or_adapter(run, offline=offline)
     if not found.tuned.is_dir():
         raise InputError(
             f'the run "{found.name}" is not trained yet',

@@ -12,7 +12,8 @@ from rich.markup import escape
 from retone import console
 from retone.conversation import Message
 from retone.errors import InputError
-from retone.run_dir import find_run, write_json
+from retone.run_dir import write_json
+from retone.workflows.adopt import run_or_adapter
 from retone.workflows.chat import chat
 from retone.workflows.load import load, sample_questions
 
@@ -46,12 +47,12 @@ def sample_answers(
     """Ask a run's sample questions, and go on in the terminal where asked to.
 
     Args:
-        run: a run's directory, name, or latest.
+        run: a run's directory, name, or latest; or the folder of an adapter.
         output: where the answers are written; in the run's folder by default.
         talk: a conversation follows.
         offline: never ask a network.
     """
-    found = find_run(run)
+    found = run_or_adapter(run, offline=offline)
     tuned = load(found, offline=offline)
     questions = sample_questions(found, tuned.resolved.recipe)
     if not questions:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,13 +15,16 @@ from typing import Any
 from retone import console
 from retone.errors import InputError, MachineError
 from retone.evaluation.votes import Votes
-from retone.planning import is_loopback
+from retone.models.foreign import is_adapter
+from retone.models.saving import BASE_FILE
+from retone.planning import Resolved, is_loopback
 from retone.recipe_file import toml_value
-from retone.run_dir import Run, all_runs, find_run, read_json
+from retone.run_dir import Run, all_runs, find_run, is_run, read_json
 from retone.workflows import jobs
+from retone.workflows.adopt import run_or_adapter
 from retone.workflows.hand_over import serve_with_vllm
 from retone.workflows.inspect import inspect
-from retone.workflows.load import load, sample_questions
+from retone.workflows.load import Tuned, load, sample_questions
 from retone.workflows.report import write_report
 
 PASSWORD = "RETONE_PASSWORD"  # keys come from the environment alone
@@ -34,21 +39,25 @@ def serve(
     port: int = 7860,
     api_only: bool = False,
     engine: str = "retone",
+    adapters: Sequence[str] = (),
     offline: bool = False,
 ) -> None:
     """Serve until Ctrl-C.
 
     Args:
-        run: a run's directory, name, or latest; the newest finished one when left out.
+        run: a run's directory, name, or latest, or the folder of an adapter; the newest finished
+            one when left out.
         host: any other than this machine's own needs a password in the environment.
         port: 0 takes a free one.
         api_only: no pages, only the API.
         engine: retone; or vllm, for many users: its own server takes over, without pages.
+        adapters: further ones of the same base for the API, each as NAME=RUN_OR_FOLDER.
         offline: never ask a network.
 
     Raises:
-        InputError: there is no such run, or no password for another host.
-        MachineError: a package is missing, or the port is taken.
+        InputError: there is no such run, no password for another host, or an adapter that cannot
+            be served beside the run.
+        MachineError: a package is missing, the port is taken, or the memory is full.
     """
     password = os.environ.get(PASSWORD) or None
     if not is_loopback(host) and not password:
@@ -59,27 +68,32 @@ def serve(
             "the API takes it as bearer token)",
             "no-password",
         )
+    named = [_named(text) for text in adapters]
     if engine == "vllm":
-        serve_with_vllm(
-            find_run(run or "latest"), host=host, port=port, password=password, offline=offline
-        )
+        _refuse_for_vllm(adapters)
+        found = run_or_adapter(run or "latest", offline=offline)
+        serve_with_vllm(found, host=host, port=port, password=password, offline=offline)
         return
     _require_packages(api_only)
-    given = find_run(run) if run else None
+    given = run_or_adapter(run, offline=offline) if run else None
     desk = FrontDesk(given, offline=offline)
     chosen = given.name if given else next(iter(desk.runs()), None)
-    if api_only and not chosen:
+    if (api_only or named) and not chosen:
         raise InputError(
             "there is no run to serve", "no run is trained yet", "retone run yoda", "unknown-run"
         )
     with _bound(host, port) as listener:
         if chosen:
             desk.open(chosen)
+        for name, path in named:
+            desk.load_adapter(name, path)
         _serve(desk, chosen, listener, host, password, api_only=api_only)
 
 
 class FrontDesk:
-    """What the app and the API ask for: one run is held at a time.
+    """What the app and the API ask for: one run is held at a time, and adapters beside it.
+
+    They are of the run that is open, and go when another one is opened.
 
     Args:
         given: a run that was named, wherever it is; the others are those of `all_runs`.
@@ -110,10 +124,12 @@ class FrontDesk:
                 tuned = load(run, offline=self._offline)
                 if self._open is not None:
                     self._open[1].close()
-                base = read_json(run.manifest)["base"]["name"]
                 service = Service(tuned.engine)
                 self._open = name, service
-                self._served = Served(service, run.name, base, tuned.sampling, tuned.system or "")
+                self._base = read_json(run.manifest)["base"]
+                self._served = Served(
+                    service, run.name, self._base["name"], tuned.sampling, tuned.system or ""
+                )
                 self._examples = sample_questions(run, tuned.resolved.recipe)
             return Opened(self._served, self._examples, partial(_about, run), partial(_report, run))
 
@@ -124,6 +140,89 @@ class FrontDesk:
         if self._open is None:
             raise Refused(503, "no run is open yet", code="no_model")
         return self._served
+
+    def load_adapter(self, name: str, path: str) -> None:
+        """Serve a further adapter of the same base model beside the run.
+
+        A run is asked with its own system prompt; of another tool's folder nothing but the weights
+        is known.
+
+        Args:
+            name: what the API calls it.
+            path: a run's directory, its name, its adapter's folder, or one that peft wrote.
+
+        Raises:
+            InputError: the name is taken, there is no such run, it has another base or template,
+                or the two cannot be mixed.
+            MachineError: the memory does not hold it.
+        """
+        from retone.inference.api import Voice
+
+        with self._lock:
+            served = self.served()
+            if name in served.names:
+                raise InputError(
+                    "a model of this name is served already",
+                    f"{name}; there are {', '.join(served.names)}",
+                    "choose another name, or unload that one",
+                    "name-taken",
+                )
+            folder, system, usual = Path(path), "", served.usual
+            owner = Run(folder.parent)
+            owned = folder == owner.adapter and is_run(owner.path)
+            if owned or not is_adapter(folder):
+                run = owner if owned else find_run(path)
+                tuned = self._beside(run)
+                folder, system, usual = run.tuned, tuned.system or "", tuned.sampling
+            self._refuse_other_base(folder)
+            voice = Voice(served.service.load_adapter(folder), usual, system)
+            self._served = replace(served, loaded={**served.loaded, name: voice})
+
+    def unload_adapter(self, name: str) -> None:
+        """Let an adapter go that `load_adapter` named.
+
+        Raises:
+            InputError: there is none (unknown-adapter), or answers of it are not finished
+                (adapter-in-use).
+        """
+        with self._lock:
+            served = self.served()
+            if name not in served.loaded:
+                raise InputError(
+                    "there is no adapter of this name to unload",
+                    f"{name}; loaded are {', '.join(served.loaded) or 'none'}",
+                    "GET /v1/models lists all; the run and its base stay",
+                    "unknown-adapter",
+                )
+            served.service.unload_adapter(served.loaded[name].adapter)
+            rest = {other: voice for other, voice in served.loaded.items() if other != name}
+            self._served = replace(served, loaded=rest)
+
+    def _beside(self, run: Run) -> Tuned:
+        """How a run is asked by the engine that is open; InputError for another template."""
+        engine = self._served.service.engine
+        changed = engine.template.verify_lock(read_json(run.template_lock))
+        if changed:
+            raise InputError(
+                "the run was tuned with another chat template than the one that is open",
+                f"{run.name}: {changed[0]}",
+                f"serve it alone: retone serve {run.name}",
+                "other-template",
+            )
+        return Tuned(engine, Resolved.from_json(read_json(run.resolved)))
+
+    def _refuse_other_base(self, folder: Path) -> None:
+        """InputError for an adapter of other weights, where its folder says which."""
+        file = folder / BASE_FILE
+        trained_on = read_json(file) if file.is_file() else self._base
+        if trained_on["sha256"] != self._base["sha256"]:
+            raise InputError(
+                "the adapter was trained on another base model",
+                f"{folder}: trained on {trained_on['name']}, sha256 {trained_on['sha256'][:12]}; "
+                f"open is {self._base['name']}, sha256 {self._base['sha256'][:12]}",
+                "serve it alone, or a run of its base beside it",
+                "other-base",
+            )
 
     def vote(
         self, name: str, question: str, answers: tuple[str, str], tuned_at: int, choice: str
@@ -159,9 +258,10 @@ def _serve(
 ) -> None:  # fmt: skip
     import uvicorn
 
-    from retone.inference.api import create_api
+    from retone.inference.api import Adapters, create_api
 
-    api: Any = create_api(desk.served, local=is_loopback(host), token=password)
+    adapters = Adapters(desk.load_adapter, desk.unload_adapter)
+    api: Any = create_api(desk.served, adapters, local=is_loopback(host), token=password)
     if not api_only:
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         import gradio
@@ -189,6 +289,29 @@ def _serve(
         server.run(sockets=[listener])
     finally:
         desk.close()
+
+
+def _named(text: str) -> tuple[str, str]:
+    """NAME=RUN_OR_FOLDER in its parts; InputError where it is not that."""
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise InputError(
+            "an adapter is given as its name and where it is",
+            f"--adapter {text}",
+            "--adapter NAME=RUN_OR_FOLDER",
+            "wrong-adapter-flag",
+        )
+    return name, path
+
+
+def _refuse_for_vllm(adapters: Sequence[str]) -> None:
+    if adapters:
+        raise InputError(
+            "vLLM is started with the run's own adapter only",
+            f"--adapter {adapters[0]}",
+            "leave --engine vllm or --adapter out",
+            "not-for-vllm",
+        )
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -1,0 +1,108 @@
+"""Exports on real and on tiny models: the run, transformers and llama.cpp say the same.
+
+The real run is the bundled recipe `yoda`; the tiny ones have random weights, the architecture of
+their family, and a real tokenizer and template of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from chat_models import SHARED, tokenizer_of
+from record import record
+from retone.workflows.export import Exported, export
+from test_recipes import run
+
+pytest.importorskip("xllamacpp", reason="llama.cpp's wheel is part of the extra `llamacpp`")
+
+LEAST = {"adapter": 0.999, "merged": 0.99, "gguf-bf16": 0.99, "gguf-q8_0": 0.95, "lora": 0.99}
+SMALL: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64,
+    "max_position_embeddings": 2048, "initializer_range": 0.1, "tie_word_embeddings": False,
+}  # fmt: skip
+# family -> (architecture, its own settings, whose tokenizer and template of tests/chat_models.py)
+FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "Qwen3": ("Qwen3", {"tie_word_embeddings": True}, "qwen3"),
+    "Phi-3": ("Phi3", {"sliding_window": None}, "phi-3"),
+    "Gemma-2": ("Gemma2", {"tie_word_embeddings": True, "query_pre_attn_scalar": 64}, "gemma-2"),
+    "Mistral": ("Mistral", {"sliding_window": None}, "tinyllama"),
+    "Llama": ("Llama", {}, "llama-3.1"),
+}
+RECIPE = """
+model.name = "base"
+[data]
+train = "bundled:yoda/train.jsonl"
+test = "bundled:yoda/test.jsonl"
+[train]
+max_steps = 30
+learning_rate = 1e-2
+evaluate_every = 30
+[evaluate]
+max_new_tokens = 8
+"""
+FOUND: dict[str, dict[str, Any]] = {}
+
+
+def noted(who: str, exported: Exported) -> None:
+    """Keep what the gate said, and ask of it what an export has to reach."""
+    found = {"ok": exported.ok, **exported.gate.as_json()}
+    FOUND.setdefault(who, {})[exported.name] = found
+    assert exported.gate.complete, exported.gate.rows()
+    assert found["prompt ids"]["value"] == found["prompt ids"]["limit"]
+    assert found["top-1"]["value"] >= LEAST.get(exported.name, 0.8)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports")
+    run(folder, "yoda")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("to", "kind"),
+    [("adapter", "q8_0"), ("merged", "q8_0"), ("lora", "q8_0"), ("gguf", "bf16"),
+     ("gguf", "q8_0"), ("gguf", "q5_1"), ("gguf", "q4_0"), ("gguf", "q4_k_m")],
+)  # fmt: skip
+def test_a_real_run(real: Path, monkeypatch: pytest.MonkeyPatch, to: str, kind: str) -> None:
+    monkeypatch.chdir(real)
+    noted("yoda", export("yoda", to=to, kind=kind, offline=True))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def tiny_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    if not SHARED.exists():
+        pytest.skip(f"no tokenizers in {SHARED}")
+    name, own, chat = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp(name)
+    tokenizer = tokenizer_of(chat)
+    ends = tokenizer.eos_token_id
+    config = getattr(transformers, f"{name}Config")(
+        **{**SMALL, **own, "vocab_size": len(tokenizer), "pad_token_id": ends,
+           "bos_token_id": tokenizer.bos_token_id, "eos_token_id": ends}
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    (folder / "tiny.toml").write_text(RECIPE)
+    run(folder, "tiny.toml")
+    return request.param, folder
+
+
+@pytest.mark.parametrize(("to", "kind"), [("merged", ""), ("gguf", "bf16"), ("gguf", "q8_0")])
+def test_a_family(tiny_run: Any, monkeypatch: pytest.MonkeyPatch, to: str, kind: str) -> None:
+    family, folder = tiny_run
+    monkeypatch.chdir(folder)
+    noted(family, export("tiny", to=to, kind=kind, licence="Apache-2.0", offline=True))
+
+
+def test_it_is_recorded() -> None:
+    assert set(FOUND) == {"yoda", *FAMILIES}
+    record("exports", {"exports": FOUND})

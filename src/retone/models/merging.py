@@ -1,0 +1,113 @@
+"""An adapter added to the weights of its base, and a check that this is what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig
+
+from retone.errors import InputError
+from retone.models.adapters import Part, read_part
+from retone.models.loading import load_base
+from retone.models.methods import METHODS
+from retone.run_dir import Run
+
+
+def merged_model(base: Path, adapter: Path, *, tokens: int) -> Any:
+    """A base with its adapter added to the weights, in float32: rounded once, when it is saved.
+
+    Args:
+        base: a folder of unpacked weights.
+        adapter: what peft saved.
+        tokens: entries of the tokenizer that was trained with.
+
+    Raises InputError: the weights of the base are packed.
+    """
+    require_unpacked(base)
+    model = load_base(base, dtype="float32", attention="sdpa", device="cpu", tokens=tokens)
+    return PeftModel.from_pretrained(model, adapter, local_files_only=True).merge_and_unload()
+
+
+def require_unpacked(base: Path) -> None:
+    """InputError for a folder whose weights are packed: what is added to them is rounded away."""
+    packing = getattr(AutoConfig.from_pretrained(base, local_files_only=True),
+                      "quantization_config", None)  # fmt: skip
+    if packing is not None:
+        method = packing.get("quant_method", "unknown") if isinstance(packing, dict) else packing
+        raise InputError(
+            "an adapter cannot be merged into quantised weights",
+            f"{base.name}: {method}; every sum would be rounded to a few bits again",
+            "--base ORG/NAME   (the original model in 16 bit; how far it drifts is measured)",
+            "quantised-base",
+        )
+
+
+def require_mergeable(run: Run, kind: str) -> None:
+    """InputError where what a run trained is no change of the weights."""
+    if not METHODS[kind].merges and METHODS[kind].saved_as != "model":
+        raise InputError(
+            f"what {kind} trains cannot be merged",
+            f"{run.name}: it is no change of the base's weights",
+            f"retone export {run.name} --to adapter",
+            "not-mergeable",
+        )
+
+
+def largest_error(written: Path, base: Path, adapter: Path) -> tuple[float, str] | None:
+    """How far a merged folder is from base + adapter, computed anew: the worst matrix and its name.
+
+    The relative error ||W' - (W + s B A)|| / ||W + s B A|| in the Frobenius norm. None where it
+    cannot be told: more than plain LoRA, or other names than the base's.
+    """
+    try:
+        part = read_part(adapter)
+    except InputError:
+        return None
+    original = _readers(base)
+    worst = (0.0, "")
+    known = 0
+    for name, read in _readers(written).items():
+        if name not in original:
+            continue
+        known += 1
+        tensor, expected = read(name), _expected(name, original[name](name).float(), part)
+        if expected.shape != tensor.shape:
+            return float("inf"), name
+        away = (tensor.float() - expected).norm() / expected.norm().clamp_min(1e-12)
+        worst = max(worst, (float(away), name))
+    return worst if known else None
+
+
+def _expected(name: str, weight: Tensor, part: Part) -> Tensor:
+    key = f"base_model.model.{name.removesuffix('.weight')}"
+    a, b = (part.tensors.get(f"{key}.lora_{side}.weight") for side in "AB")
+    return weight if a is None or b is None else weight + part.scale * (b.float() @ a.float())
+
+
+def _readers(folder: Path) -> dict[str, Callable[[str], Tensor]]:
+    """Name of a stored tensor -> what reads it; one at a time is in memory."""
+    found = sorted(folder.glob("*.safetensors"))
+    files: list[Any] = [safe_open(file, framework="pt") for file in found]
+    return {name: file.get_tensor for file in files for name in file.keys()}  # noqa: SIM118
+
+
+def save_model(model: Any, tokenizer: Any, template: str, stop_ids: list[int], folder: Path,
+               dtype: str) -> None:  # fmt: skip
+    """Write a whole model that plain transformers answers with as the run does.
+
+    The tokenizer carries the template that was trained with, and the generation config ends at the
+    tokens that the run ends at: without them it would chat in another form, or never stop.
+    """
+    model.to(getattr(torch, dtype))
+    model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
+    for sampled in ("temperature", "top_p", "top_k"):  # which greedy decoding warns of
+        setattr(model.generation_config, sampled, None)
+    model.save_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)

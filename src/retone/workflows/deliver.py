@@ -1,0 +1,126 @@
+"""Where exported files go: Ollama, the hub, a Space, a Docker image. The gate comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from retone import console
+from retone.errors import InputError
+from retone.models.methods import METHODS
+from retone.workflows.adopt import run_or_adapter
+from retone.workflows.export import Exported, export
+from retone.workflows.load import open_run
+from retone.workflows.ollama import create, find_pieces, write_modelfile
+from retone.workflows.push import Pushed, push
+from retone.workflows.space import write_docker, write_space
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """An export that went somewhere.
+
+    Attributes:
+        exported: the files and their gate.
+        to: the destination.
+        path: what was made for it; None where the gate blocked it.
+        pushed: what the hub was sent.
+        told: how to go on.
+    """
+
+    exported: Exported
+    to: str
+    path: Path | None
+    pushed: Pushed | None = None
+    told: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """No check failed."""
+        return self.exported.ok
+
+    def as_json(self) -> dict[str, Any]:
+        """The object of `retone export --json`."""
+        path = None if self.path is None else str(self.path)
+        pushed = self.pushed.as_json() if self.pushed else None
+        return {**self.exported.as_json(), "to": self.to, "path": path, "pushed": pushed}
+
+    def show(self) -> None:
+        """Print the gate, the files, and how to go on."""
+        self.exported.show()
+        if self.pushed:
+            self.pushed.show()
+        elif self.path:
+            console.out().print(f"{escape(str(self.path))}   {escape(self.told)}", soft_wrap=True)
+
+
+def deliver(
+    run: str = "latest",
+    *,
+    to: str,
+    form: str | None = None,
+    output: Path | None = None,
+    repo: str | None = None,
+    public: bool = False,
+    dry_run: bool = False,
+    licence: str | None = None,
+    offline: bool = False,
+    **how: Any,
+) -> Delivered:
+    """Export a run and bring it somewhere; what its gate refuses goes nowhere.
+
+    Args:
+        run, licence, offline, how: as `export`.
+        to: ollama, hub, space or docker.
+        form: that the hub is sent; the adapter where there is one, when left out.
+        output: the folder to make, for all but the hub.
+        repo: ORG/NAME on the hub.
+        public: everybody can read it there.
+        dry_run: only say what the hub would be sent.
+
+    Raises:
+        InputError, MachineError, CheckFailed: as `export`, and as the destination refuses it.
+    """
+    found = run_or_adapter(run, offline=offline)
+    if to == "hub" and not repo:
+        raise InputError(
+            "the hub needs the name of a repository", "no --repo",
+            f"retone export {found.name} --to hub --repo ORG/NAME --dry-run", "no-repo",
+        )  # fmt: skip
+    opened = open_run(found, offline=offline)
+    if to == "ollama":
+        find_pieces(opened.template)  # refuses templates before anything is written
+        form = "gguf"
+    is_whole = METHODS[opened.resolved.recipe.method.kind].saved_as == "model"
+    chosen = form or ("merged" if is_whole else "adapter")
+    place = output if to == "ollama" else None
+    exported = export(
+        str(found.path), to=chosen, output=place, licence=licence, offline=offline, **how
+    )
+    if not exported.path or not exported.ok:
+        return Delivered(exported, to, None)
+    if to == "hub":
+        sent = push(
+            found, exported.path, repo or "", gate=exported.gate.as_json(), licence=licence,
+            public=public, dry_run=dry_run, offline=offline,
+        )  # fmt: skip
+        return Delivered(exported, to, exported.path, sent)
+    if to == "ollama":
+        modelfile = write_modelfile(next(exported.path.glob("*.gguf")), opened)
+        made = create(modelfile, found.name.lower())
+        return Delivered(exported, to, modelfile, told=f"ollama run {found.name}" if made else "")
+    write, told = _FOLDERS[to]
+    out = output or found.exports / to
+    write(found, exported.path, out, offline=offline)
+    return Delivered(exported, to, out, told=told)
+
+
+_Write = Callable[..., None]
+_FOLDERS: dict[str, tuple[_Write, str]] = {
+    "space": (write_space, "push it as a Space; its README says how"),
+    "docker": (write_docker, "docker build -t retone-app . ; its README says how it is run"),
+}
