@@ -85,10 +85,11 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
     interpreter = TRL.python(tmp_path_factory.mktemp("pip") / "log.txt")
 
-    def call(folder: Path, *arguments: str) -> str:
-        quiet = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    def call(folder: Path, *arguments: str, base: Path | None = None) -> str:
+        given = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        given |= {"BASE": str(base)} if base else {}
         done = subprocess.run(
-            [str(interpreter), *arguments], cwd=folder, env={**os.environ, **quiet},
+            [str(interpreter), *arguments], cwd=folder, env={**os.environ, **given},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
@@ -171,7 +172,7 @@ def test_every_method(tmp_path: Path, python: Callable[..., str]) -> None:
         run = trained(tmp_path, "my.toml", "--name", kind, *flags)
         folder = tmp_path / f"{kind}-trl"
         eject(str(run.path), output=folder, offline=True)
-        batches = json.loads(python(folder, "-c", TRAIN).strip().rpartition("\n")[2])
+        batches = json.loads(python(folder, "-c", TRAIN, base=base).strip().rpartition("\n")[2])
         tokens = assert_same_tokens(run, batches)
         both = losses(run, folder)
         found[kind] = {"trained_tokens": tokens, **compared(both)}
@@ -202,7 +203,7 @@ def test_yoda(tmp_path: Path, python: Callable[..., str]) -> None:
     folder = tmp_path / "yoda-trl"
     result = eject(str(run.path), output=folder, offline=True)
     started = time.monotonic()
-    python(folder, "train.py")
+    python(folder, "train.py", base=result.base)
     seconds["trl"] = time.monotonic() - started
     both = losses(run, folder)
     differences = compared(both)

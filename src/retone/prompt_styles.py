@@ -103,7 +103,8 @@ def _from_file(setting: str) -> Chosen:
             f"model.template = auto, {', '.join(END_OF_TURN)}, or the path of a Jinja file",
             "unknown-template",
         ) from error
-    return Chosen(text, f"the file {setting}, whatever template the model has")
+    # Its name alone: cards and reports, which others read, say where a template comes from.
+    return Chosen(text, f"the file {path.name}, whatever template the model has")
 
 
 def _styled(tokenizer: Any, style: str, name: str) -> Chosen:

@@ -37,11 +37,10 @@ def runs_root() -> Path:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the name `path` when the block ends well, else vanishes.
 
-    A full disk comes out as MachineError that names the folder; a folder that stood there before is
-    replaced only once the new one is whole.
+    A full disk, or one that cannot be written, comes out as MachineError that names the folder; a
+    folder of ours that stood there before is replaced only once the new one is whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    staging, old = _beside(path), _beside(path)
     try:
         yield staging
         for file in staging.rglob("*"):
@@ -49,12 +48,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         if path.exists():
-            shutil.rmtree(path)
+            old.rmdir()  # its name is what was wanted
+            os.replace(path, old)
         os.replace(staging, path)
     except OSError as error:
         raise _disk_error(error, path) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new empty folder in the same place."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise _disk_error(error, path) from error
+
+
+def require_new(folder: Path) -> None:
+    """InputError where something stands in the place of a folder that is to be made."""
+    if folder.exists():
+        raise InputError("the folder is there already", str(folder), "-o ANOTHER_FOLDER", "exists")
 
 
 def write_whole(path: Path, text: str | Iterable[str]) -> None:
@@ -84,6 +100,11 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
 
 def _disk_error(error: OSError, path: Path) -> Exception:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return MachineError(
+            "it cannot be written there", f"{path}: {error.strerror}",
+            "name a folder that can be written", "not-writable",
+        )  # fmt: skip
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
     free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free

@@ -33,7 +33,7 @@ TRIMMING = ("llama2", "llama3", "gemma")
 
 def bare(vocabulary: str) -> Any:
     """A real tokenizer without its template, as base models have it."""
-    tokenizer = copy.copy(tokenizer_of(vocabulary))
+    tokenizer = copy.deepcopy(tokenizer_of(vocabulary))
     tokenizer.chat_template = None
     return tokenizer
 
@@ -234,7 +234,7 @@ def test_a_file_overrides_the_models_template(tmp_path: Path) -> None:
     file.write_text(shared_template("Qwen-Qwen2.5-7B-Instruct"))
     template = ChatTemplate(tokenizer_of("qwen3"), style=str(file))
     assert template.undated == file.read_text()
-    assert template.origin == f"the file {file}, whatever template the model has"
+    assert template.origin == f"the file {file.name}, whatever template the model has"
     assert_contract(tokenizer_of("qwen3"), template, MULTI)
 
 

@@ -108,6 +108,21 @@ def test_an_adapter_is_evaluated_on_a_file(work: Path, capsys: pytest.CaptureFix
     assert not any(row["field"].startswith("train.") for row in compared["settings"])
 
 
+def test_the_voices_that_its_model_card_names_are_kept(work: Path) -> None:
+    folder = saved(work / "mine", work / "base", lora())
+    told = "**This model speaks in the voice of a real person, "
+    (folder / "README.md").write_text(
+        f"# mine\n\n{told}Ada &lt;E.&gt;.** The right to it: not stated.\n\n"
+        f"{told}Bo.** The right to it: His letter of 2026.\n"
+    )
+    run = adopt(folder, offline=True).run
+    assert read_json(run.manifest)["voices"] == [
+        {"name": "Ada <E.>", "right": ""}, {"name": "Bo", "right": "His letter of 2026."},
+    ]  # fmt: skip
+    plain = adopt(saved(work / "other", work / "base", lora(), seed=2), offline=True).run
+    assert read_json(plain.manifest)["voices"] == []
+
+
 def test_it_is_adopted_once_for_what_it_holds(work: Path) -> None:
     folder = saved(work / "mine", work / "base", lora())
     first = run_or_adapter("mine", offline=True)

@@ -23,9 +23,10 @@ from foreign_adapters import (
 )
 from retone.cli import main
 from retone.errors import InputError
-from retone.run_dir import all_runs, read_json
+from retone.run_dir import all_runs, find_run, read_json, write_json
 from retone.workflows.adopt import NOT_PROVEN, adopt
 from retone.workflows.blend import WAYS, blend
+from retone.workflows.eject import eject
 
 
 @pytest.fixture
@@ -92,6 +93,25 @@ def test_a_blend_is_a_run_like_any_other(
     assert main(["evaluate", "mix", "--test", "rows.csv", "--json"]) == 0
     page = Path(json.loads(capsys.readouterr().out.splitlines()[-1])["report"]).read_text()
     assert "blended (cat): 0.5 of a, 0.5 of b" in page
+
+
+def test_a_blend_has_the_voices_of_its_parts(work: Path, parts: list[Path]) -> None:
+    ada, bo = {"name": "Ada", "right": "yes"}, {"name": "Bo", "right": ""}
+    for name, voices in (("a", [ada]), ("b", [bo, ada])):
+        run = find_run(name)
+        write_json(run.manifest, read_json(run.manifest) | {"voices": voices})
+    made = blend(["a=0.5", "b=0.5", "c=1"], name="mix", how="cat", offline=True)
+    assert read_json(made.run.manifest)["voices"] == [ada, bo]
+    again = blend(["mix=0.5"], name="weak", offline=True)
+    assert read_json(again.run.manifest)["voices"] == [ada, bo]
+
+
+def test_what_was_blended_is_not_ejected(work: Path, parts: list[Path]) -> None:
+    blend(["a=0.5", "b=0.5"], name="mix", how="cat", offline=True)
+    with pytest.raises(InputError, match="mix was blended of other runs"):
+        eject("mix", output=work / "out", offline=True)
+    with pytest.raises(InputError, match="a was trained elsewhere"):
+        eject("a", output=work / "out", offline=True)
 
 
 def test_one_adapter_can_be_made_weaker(work: Path, parts: list[Path]) -> None:

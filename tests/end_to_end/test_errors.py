@@ -188,7 +188,7 @@ def test_an_adapter_of_another_base(
     manifest = read_json(run / "manifest.json")
     manifest["base"]["sha256"] = "1" * 64
     write_json(run / "manifest.json", manifest)
-    assert "base model is not the one" in fails(["ask", "latest", "Hello"], capsys, 2)
+    assert "trained on another base model" in fails(["ask", "latest", "Hello"], capsys, 2)
 
 
 def test_a_changed_template_is_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

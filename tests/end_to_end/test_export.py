@@ -253,6 +253,49 @@ def test_folders_for_ollama_and_docker(work: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
 
 
+METHODS = {  # method -> the forms that it takes
+    "full": ("merged", "gguf"),
+    "ia3": ("adapter", "merged", "gguf"),
+    "prefix": ("adapter",),
+    "bottleneck": (),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods(work: Path, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel runs the file")
+    sets = (f"method.kind={method}", "train.max_steps=10", "train.learning_rate=1e-2")
+    given = [word for one in sets for word in ("--set", one)]
+    assert main(["run", "my.toml", "--name", method, *given]) == 0
+    for form in ("adapter", "merged", "gguf"):
+        if form in METHODS[method]:
+            found = export(method, to=form, kind="f32", dtype="float32")
+            assert found.gate.ok, found.gate.rows()
+            assert found.gate.checks["top-1"].ok
+        else:
+            with pytest.raises(InputError):
+                export(method, to=form)
+    capsys.readouterr()
+
+
+def test_nothing_that_stands_there_is_replaced(work: Path) -> None:
+    (work / "mine").mkdir()
+    (work / "mine" / "thesis.txt").write_text("years of work")
+    for to in ("adapter", "docker"):
+        assert main(["export", "my", "--to", to, "-o", "mine"]) == 2
+    assert (work / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_options_that_say_nothing_are_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", "my", "--to", "merged", "--dry-run", "--repo", "a/b"]) == 2
+    told = capsys.readouterr().err
+    assert "--repo, --dry-run" in told
+    with pytest.raises(InputError, match="base"):
+        export("my", to="adapter", base=str(work / "base"))
+
+
 def test_what_cannot_be_exported_is_refused(work: Path) -> None:
     bare = work / "runs" / "bare"
     bare.mkdir()

@@ -21,10 +21,13 @@ from typing import Any
 import pytest
 from huggingface_hub import metadata_load
 
+import tiny
+from foreign_adapters import lora, saved
 from retone.errors import InputError
 from retone.run_dir import Run, read_json, write_json
+from retone.workflows.adopt import adopt
 from retone.workflows.space import write_docker, write_space
-from small_run import NOUNS, small_run
+from small_run import small_run
 
 PASSWORD = "a secret of the test"
 # Whatever asks for another address than this machine's is cut off.
@@ -47,16 +50,41 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
+def own_template(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """A run with a template of a file, and a Space of it; other files lie in its base's folder."""
+    folder = tmp_path_factory.mktemp("template")
+    (folder / "mine.jinja").write_text(tiny.CHATML)
+    run = small_run(folder, f"model.template={folder / 'mine.jinja'}")
+    for name in ("base_model.json", "diary.json", "notes.txt", "LICENSE.txt", "NOTICE"):
+        (folder / "base" / name).write_text(f'{{"name": "{folder}"}}' if "." in name else "terms")
+    (folder / "base" / "LICENSE.txt").write_text("terms")
+    write_space(run, run.tuned, folder / "out" / "space", licence="mit", offline=True)
+    return run, folder / "out" / "space"
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
+    """The adapter of another tool, and an image of it."""
+    folder = tmp_path_factory.mktemp("adopted")
+    base = tiny.folder(folder / "base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RETONE_RUNS", str(folder / "runs"))
+        run = adopt(saved(folder / "my", base, lora()), offline=True).run
+    write_docker(run, run.tuned, folder / "out" / "image", licence="mit", offline=True)
+    return run, folder / "out" / "image"
+
+
+@pytest.fixture(scope="module")
 def space(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written") / "space"
-    write_space(trained, trained.tuned, folder, offline=True)
+    write_space(trained, trained.tuned, folder, licence="mit", offline=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def image(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written") / "image"
-    write_docker(trained, trained.tuned, folder, offline=True)
+    write_docker(trained, trained.tuned, folder, licence="mit", offline=True)
     return folder
 
 
@@ -150,20 +178,54 @@ def test_the_command_of_the_image_serves(image: Path, trained: Run, tmp_path: Pa
         stop(process)
 
 
-@pytest.mark.parametrize("written", ["space", "image"])
+@pytest.mark.parametrize("written", ["space", "image", "own_template", "adopted"])
 def test_nothing_private_goes_along(
     written: str, trained: Run, request: pytest.FixtureRequest
 ) -> None:
-    folder: Path = request.getfixturevalue(written)
+    found = request.getfixturevalue(written)
+    run, folder = (trained, found) if isinstance(found, Path) else found
     names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
     assert not [name for name in names if "checkpoints" in name or "train.jsonl" in name]
     assert not [name for name in names if "validation" in name or "encoded" in name]
-    place = str(trained.path.parents[1]).encode()
+    place = str(run.path.parents[1]).encode()
     assert [name for name in names if place in (folder / name).read_bytes()] == []
-    rows = (trained.data / "train.jsonl").read_text()
-    assert [noun for noun in NOUNS if noun in rows]
+    assert str(run.path.parents[1]) in run.resolved.read_text()  # so there was something to hide
     assert read_json(folder / "runs/my/resolved.json")["recipe"]["model"]["name"] == "base"
     assert "secret" not in (folder / "requirements.txt").read_text()
+
+
+def test_of_the_base_goes_along_what_is_loaded_and_its_terms(
+    own_template: tuple[Run, Path],
+) -> None:
+    _, folder = own_template
+    names = {file.name for file in (folder / "base").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "LICENSE.txt", "NOTICE"} <= names
+    assert not {"base_model.json", "diary.json", "notes.txt"} & names
+    assert metadata_load(folder / "README.md")["license"] == "mit"
+
+
+@pytest.mark.parametrize(
+    ("known", "said", "told"),
+    [
+        (None, None, "not known whether"),
+        ("CC-BY-ND-4.0", None, "does not allow"),
+        (None, "CC-BY-NC-ND-4.0", "does not allow"),
+        ("llama3.2", None, "has to begin with"),
+        ("MIT", "Apache-2.0", "another licence"),
+    ],
+)
+@pytest.mark.parametrize("write", [write_space, write_docker])
+def test_a_base_that_may_not_be_given_away_is_not_copied(
+    write: Any, known: str | None, said: str | None, told: str, trained: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.path, tmp_path / "my")
+    run = Run(tmp_path / "my")
+    manifest = read_json(run.manifest)
+    manifest["base"]["licence"] = known
+    write_json(run.manifest, manifest)
+    with pytest.raises(InputError, match=told):
+        write(run, run.tuned, tmp_path / "out", licence=said, offline=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_report_goes_along(space: Path, trained: Run) -> None:

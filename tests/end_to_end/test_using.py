@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 import tiny
+from foreign_adapters import lora, saved
 from retone.cli import main
 from retone.console import read_turn
 from retone.errors import InputError
@@ -353,6 +355,40 @@ def test_the_server_answers_and_stops(work: Path) -> None:
         assert stopped(process) in (0, 130)
 
 
+def test_a_second_adapter_is_served_loaded_and_let_go(work: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    process, address = served(work, "--api-only", "--adapter", "second=my")
+
+    def told(path: str, body: dict[str, Any] | None = None) -> str:
+        sent = None if body is None else json.dumps(body).encode()
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(f"{address}/v1/{path}", sent, headers)
+        with urllib.request.urlopen(request) as found:
+            return str(found.read().decode())
+
+    def answer(model: str) -> str:
+        asked = {"model": model, "messages": [{"role": "user", "content": "The hen sleeps"}]}
+        found = json.loads(told("chat/completions", asked))
+        return str(found["choices"][0]["message"]["content"])
+
+    def models() -> set[str]:
+        return {one["id"] for one in json.loads(told("models"))["data"]}
+
+    try:
+        assert {"my", "second"} < models()
+        assert answer("second") == answer("my")
+        told(
+            "load_lora_adapter", {"lora_name": "third", "lora_path": str(work / "runs/my/adapter")}
+        )
+        assert answer("third") == answer("my")
+        told("unload_lora_adapter", {"lora_name": "second"})
+        assert "second" not in models()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            answer("second")
+    finally:
+        assert stopped(process) in (0, 130)
+
+
 @pytest.mark.parametrize("password", ["", "secret"])
 def test_the_pages_open_and_a_password_closes_them(work: Path, password: str) -> None:
     pytest.importorskip("gradio", reason="the extra `app` is not installed")
@@ -415,6 +451,7 @@ def test_adapters_of_one_base_are_served_side_by_side(
     from fastapi.testclient import TestClient
 
     from retone.inference.api import Adapters, create_api
+    from retone.inference.sampling import Sampling
     from retone.workflows.load import load
     from retone.workflows.serve import FrontDesk
 
@@ -441,7 +478,7 @@ def test_adapters_of_one_base_are_served_side_by_side(
 
         own = names()
         assert change("load", lora_name="theirs", lora_path=str(beside)) == (200, "")
-        adapter = str(shutil.copytree(beside / "adapter", tmp_path / "bare"))
+        adapter = str(saved(tmp_path / "bare", work / "base", lora()))
         assert change("load", lora_name="bare", lora_path=adapter) == (200, "")
         assert names() == [*own, "theirs", "bare"]
         said = {name: answer(name).json() for name in expected}
@@ -449,11 +486,11 @@ def test_adapters_of_one_base_are_served_side_by_side(
             assert said[name]["choices"][0]["message"]["content"] == text
         assert said["theirs"]["usage"]["completion_tokens"] <= 5
         assert len(set(expected.values())) == 2
-        # Of a folder the system prompt is not known: it is the request's to say.
-        prompt = {"role": "system", "content": "Be somebody else."}
-        bare, asked = answer("bare").json(), answer("bare", prompt, max_tokens=5).json()
+        # Another tool's folder became a run, which has no system prompt.
+        bare = answer("bare", max_tokens=5).json()
+        alone = load("bare", offline=True).ask("Hi.", sampling=Sampling(max_new_tokens=5))
+        assert bare["choices"][0]["message"]["content"] == alone.text
         assert bare["usage"]["prompt_tokens"] < said["theirs"]["usage"]["prompt_tokens"]
-        assert asked["choices"] == said["theirs"]["choices"]
         for name in own:
             assert change("load", lora_name=name, lora_path=adapter) == (400, "name-taken")
             assert change("unload", lora_name=name) == (404, "unknown-adapter")
@@ -468,9 +505,97 @@ def test_adapters_of_one_base_are_served_side_by_side(
     desk.close()
 
 
-@pytest.mark.parametrize("what", ["base", "template"])
-def test_an_adapter_of_another_base_or_template_is_refused(
-    work: Path, beside: Path, what: str
+@pytest.mark.parametrize(
+    ("what", "code"),
+    [
+        ("base", "other-base"),
+        ("template", "other-template"),
+        ("tokens", "other-template"),
+        ("sha256", "other-base"),
+        ("none of these", ""),
+    ],
+)
+def test_a_folder_of_another_tool_is_held_against_what_is_open(
+    work: Path, tmp_path: Path, what: str, code: str
+) -> None:
+    """Its base's name, chat template and tokens tell that it is not for the model that is open."""
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    from retone.workflows.serve import FrontDesk
+
+    base = tiny.folder(tmp_path / "other", seed=5) if what == "base" else work / "base"
+    folder = saved(tmp_path / f"for {what}", base, lora())
+    if what == "template":
+        (folder / "chat_template.jinja").write_text("Be a pirate." + tiny.CHATML)
+    elif what == "tokens":
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        tokenizer.add_tokens(["<|turn|>"], special_tokens=True)
+        tokenizer.save_pretrained(folder)
+    elif what == "sha256":
+        (folder / "base_model.json").write_text(json.dumps({"sha256": "0" * 64}))
+    else:  # another tool's file of this name
+        (folder / "base_model.json").write_text('{"model": "mine"}')
+    desk = FrontDesk(offline=True)
+    desk.open("my")
+    own = desk.served().names
+    if code:
+        with pytest.raises(InputError) as refused:
+            desk.load_adapter("theirs", str(folder))
+        assert refused.value.code == code
+        assert desk.served().names == own
+    else:
+        desk.load_adapter("theirs", str(folder))
+        assert desk.served().names == [*own, "theirs"]
+    desk.close()
+
+
+def test_a_run_that_does_not_open_leaves_the_other_one_open(
+    work: Path, beside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastapi", reason="the extra `app` is not installed")
+    from retone.workflows import serve as module
+
+    def damaged(*_: Any) -> list[str]:
+        raise InputError("a file of the run is damaged", "x", "y", "damaged-run")
+
+    desk = module.FrontDesk(find_run(str(beside)), offline=True)
+    for name, before in (("my", None), ("theirs", "my")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "sample_questions", damaged)
+            with pytest.raises(InputError, match="damaged"):
+                desk.open(name)
+        if before:
+            assert desk.served().tuned == before
+            assert desk.served().service.alive
+        opened = desk.open(name)
+        assert opened.served.tuned == name
+        assert opened.served.service.alive
+    desk.close()
+
+
+def test_a_base_that_changed_is_told_with_what_to_type(work: Path, tmp_path: Path) -> None:
+    from retone.workflows.adopt import adopt
+    from retone.workflows.load import load
+
+    adapter = saved(tmp_path / "changed base", work / "base", lora())
+    adopted = adopt(adapter, offline=True).run
+    for run, remedy in (
+        (Path(shutil.copytree(work / "runs" / "my", tmp_path / "own")), "run RECIPE --fresh"),
+        (adopted.path, f"retone adopt {adopted.adapter} --model MODEL"),
+    ):
+        manifest = read_json(run / "manifest.json")
+        manifest["base"]["sha256"] = "0" * 64
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError) as refused:
+            load(find_run(str(run)), offline=True)
+        assert refused.value.code == "other-base"
+        assert remedy in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("what", "code"), [("base", "other-base"), ("template", "template-changed")]
+)
+def test_a_run_that_is_not_as_it_was_is_refused_beside_another(
+    work: Path, beside: Path, what: str, code: str
 ) -> None:
     pytest.importorskip("fastapi", reason="the extra `app` is not installed")
     from retone.workflows.serve import FrontDesk
@@ -482,7 +607,7 @@ def test_an_adapter_of_another_base_or_template_is_refused(
     desk.open("my")
     with pytest.raises(InputError) as refused:
         desk.load_adapter("theirs", str(beside))
-    assert refused.value.code == f"other-{what}"
+    assert refused.value.code == code
     assert desk.served().names == ["my", desk.served().base]
     desk.close()
 

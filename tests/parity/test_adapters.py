@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import OPTConfig, OPTForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 import tiny
 from retone.chat_template import ChatTemplate
@@ -184,6 +186,89 @@ def test_an_adapter_may_reach_layers_that_the_run_s_does_not(folders: dict[str, 
         torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=2e-5)
 
 
+def flattening(kind: str) -> Any:
+    """A random model whose MLP reads all tokens of a batch in one line: [rows * seq, hidden]."""
+    torch.manual_seed(2)
+    settings: dict[str, Any] = {
+        "vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    if kind == "opt":
+        config = OPTConfig(**settings, ffn_dim=64, word_embed_proj_dim=32, init_std=0.3)
+        return OPTForCausalLM(config).eval()
+    moe = Qwen2MoeConfig(
+        **settings, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=16, shared_expert_intermediate_size=16, initializer_range=0.3,
+    )  # fmt: skip
+    return Qwen2MoeForCausalLM(moe).eval()
+
+
+def with_lora(model: Any, *names: str, **fields: Any) -> Any:
+    """A model with random adapters."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, **fields)
+    tuned = get_peft_model(model, config)
+    for name in names:
+        tuned.add_adapter(name, config)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in tuned.named_parameters():
+        if ".lora_" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return tuned.eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("opt", ["q_proj", "fc1", "fc2"]),
+        ("moe", ["v_proj", "shared_expert.up_proj", "shared_expert_gate"]),
+    ],
+)
+def test_a_model_that_lays_its_rows_in_one_line_is_mixed_too(kind: str, targets: list[str]) -> None:
+    model = with_lora(flattening(kind), "two", target_modules=targets)
+    rows = ["two", None, TUNED, TUNED, None]
+    found = {}
+    for name in (TUNED, "two"):
+        model.set_adapter(name)
+        found[name] = logits(model)
+    with model.disable_adapter():
+        plain = logits(model)
+    model.set_adapter(TUNED)
+    assert RowLora.mixes(model)
+    expected = torch.stack([plain[at] if n is None else found[n][at] for at, n in enumerate(rows)])
+    with RowLora(model).of(rows):
+        torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-4)
+    together = asked(engine(model), [TUNED, None, "two"])
+    single = asked(engine(model), [TUNED, None, "two"])
+    decoder = engine(model).decoder()
+    decoder.join(together)
+    write(decoder)
+    for row in single:
+        decoder.join([row])
+        write(decoder)
+    assert [row.ids for row in together] == [row.ids for row in single]
+    assert single[0].ids != single[1].ids
+
+
+class Experts(nn.Module):
+    """Routed experts that are linear layers, each of which sees its own tokens only."""
+
+    def __init__(self, wide: int) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([nn.Linear(wide, wide) for _ in range(2)])
+
+
+def test_adapters_of_routed_experts_are_not_mixed() -> None:
+    parameters = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}
+    assert not RowLora.mixes(with_lora(flattening("moe"), **parameters))
+    model = base()
+    model.model.layers[0].mlp = Experts(32)
+    assert RowLora.mixes(with_lora(model, target_modules=["q_proj"]))
+    model = base()
+    model.model.layers[0].mlp = Experts(32)
+    assert not RowLora.mixes(with_lora(model, target_modules=["q_proj", "experts.1"]))
+
+
 def broken(folder: Path, how: str) -> Path:
     """An adapter's folder that cannot be loaded beside others."""
     methods: dict[str, dict[str, Any]] = {
@@ -347,6 +432,42 @@ def test_adapters_come_while_answers_are_written_and_go_when_they_are(
     plain, done = ask(service, TUNED)
     assert done.wait(20)
     assert [plain.ids] == alone(folders, [plain])
+
+
+FULL = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=["cuda", "cpu", "python"])
+@pytest.mark.parametrize("where", ["peft", "laying together"])
+def test_where_memory_ends_nothing_is_left_of_an_adapter(
+    service: Service, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch,
+    where: str, error: Exception,
+) -> None:  # fmt: skip
+    model = service.engine.model
+
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        if where == "peft":
+            patch.setattr(model, "load_adapter", full)
+        else:
+            patch.setattr(row_lora, "_Layer", full)
+        with pytest.raises(MachineError) as refused:
+            service.load_adapter(folders["two"])
+    assert refused.value.code == "no-room"
+    assert list(model.peft_config) == [TUNED]
+    assert not [name for name, _ in model.named_parameters() if ".loaded" in name]
+    row, done = ask(service, TUNED)
+    assert done.wait(20)
+    assert [row.ids] == alone(folders, [row])
+    row, done = ask(service, service.load_adapter(folders["two"]))
+    assert done.wait(20)
+    assert [row.ids] == alone(folders, [Row(row.prompt, row.sampling, "two")])
 
 
 def test_a_service_that_ends_lets_nobody_wait(service: Service, folders: dict[str, Path]) -> None:

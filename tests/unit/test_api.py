@@ -369,6 +369,7 @@ class Held:
         self.context, self.cache_bytes_per_token = 512, 1
         self.template, self.tokenizer = self.real.template, self.real.tokenizer
         self.fault = ""
+        self.cleared = False
 
     def decoder(self) -> Any:
         held, decoder = self, self.real.decoder()
@@ -379,9 +380,13 @@ class Held:
 
             def join(self, rows: Any) -> None:
                 held.go.wait(20)
+                decoder.join(rows)
                 if held.fault:
                     raise RuntimeError(held.fault)
-                decoder.join(rows)
+
+            def clear(self) -> None:
+                decoder.clear()
+                held.cleared = not decoder.rows
 
             def step(self) -> None:
                 decoder.step()
@@ -432,6 +437,7 @@ def test_a_fault_is_told_and_the_next_request_is_answered() -> None:
     service.submit([ticket(held, told)])
     until_true(lambda: finished(told))
     assert told[-1].fault == "RuntimeError: out of memory"
+    until_true(lambda: held.cleared)
     held.fault = ""
     again: list[Event] = []
     service.submit([ticket(held, again)])

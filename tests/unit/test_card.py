@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import gzip
+import os
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,15 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+import tiny
+from retone.models.locate import locate
+from retone.recipe_file import load_recipe
 from retone.run_dir import Run, read_json, write_json
 from retone.teacher import outputs
-from retone.workflows.card import fenced, model_card, plain, write_card
-from small_run import small_run
+from retone.workflows.card import hide_places, model_card, source_name, write_card
+from retone.workflows.create import create
+from retone.workflows.markdown import fenced, plain, unescaped
+from small_run import NOUNS, small_run
 
 GATE = {
     "prompt_ids": {"value": 1.0, "limit": 1.0, "ok": True, "told": "all the same"},
@@ -258,11 +266,11 @@ def test_the_notice_of_a_licence_goes_along(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "other" / "NOTICE").exists()
 
 
-def test_the_voice_of_a_real_person_is_told(run: Run, tmp_path: Path) -> None:
-    """As the card of a synthesised dataset marks it."""
+def data_card(data: Path, name: str, rights: str = "She agreed.") -> None:
+    """The card that `retone synthesize` writes beside its rows."""
     from retone.teacher.persona import Persona
 
-    persona = Persona.model_construct(name="Ada Example", real_person=True, rights="She agreed.")
+    persona = Persona.model_construct(name=name, real_person=True, rights=rights)
 
     class Endpoint:
         model, name = "m", "n"
@@ -272,9 +280,182 @@ def test_the_voice_of_a_real_person_is_told(run: Run, tmp_path: Path) -> None:
 
     facts = {"rows": 1, "ended": "done", "how": "asked", "spent": "nothing"}
     teacher: Any = Teacher()
-    (tmp_path / "hers.card.md").write_text(outputs.card_text("hers", persona, teacher, facts))
-    ledger = read_json(run.ledger)
-    ledger["sources"][0]["path"] = str(tmp_path / "hers.jsonl")
-    write_json(run.ledger, ledger)
+    outputs.Outputs(data)._place(outputs.CARD).write_text(
+        outputs.card_text("hers", persona, teacher, facts)
+    )
+
+
+HERS = [{"name": "Ada Example", "right": "She agreed."}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "source"),
+    [
+        ("hers.jsonl", "hers.jsonl"),
+        ("hers.v2.jsonl", "hers.v2.jsonl"),
+        ("hers.v2.jsonl", "hers.v2.rewriting.jsonl"),
+        ("hers.v2.jsonl", "hers.v2.jsonl.gz"),
+        ("in/hers.jsonl", "in"),
+        ("in/hers.v2.jsonl", "in/*.jsonl"),
+    ],
+)
+def test_the_voice_of_a_real_person_is_kept_and_told(
+    rows: str, source: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the card that synthesising wrote; whatever becomes of data and card."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RETONE_RUNS", str(tmp_path / "made"))
+    (tmp_path / "in").mkdir()
+    base = read_json(run.resolved)["recipe"]["model"]["name"]
+    (tmp_path / "r.toml").write_text(f'model.name = "{base}"\ndata.train = "{source}"\n')
+    lines = "".join(f'{{"prompt": "Is {n} odd?", "completion": "Who knows {n}"}}\n' for n in NOUNS)
+    for name in (rows, source):
+        if name.endswith(".gz"):
+            (tmp_path / name).write_bytes(gzip.compress(lines.encode()))
+        elif name.endswith(".jsonl") and "*" not in name:
+            (tmp_path / name).write_text(lines)
+    data_card(tmp_path / rows, "Ada Example")
+    made = create(load_recipe("r.toml"), name="hers", offline=True)
+    for file in tmp_path.rglob("hers*.*"):
+        file.unlink(missing_ok=True)
+    assert read_json(made.manifest)["voices"] == HERS
+    changed(run, "manifest.json", voices=read_json(made.manifest)["voices"])
     told = page(model_card(run, "adapter", GATE)).text
     assert "the voice of a real person, Ada Example. The right to it: She agreed." in told
+
+
+def test_data_of_nobody_has_no_voice(run: Run) -> None:
+    assert read_json(run.manifest)["voices"] == []
+    assert "real person" not in model_card(run, "adapter", GATE)
+
+
+def test_training_goes_on_in_the_voices_of_the_adapter(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run; and of the folder that a run was exported to, by the model card in it."""
+    monkeypatch.setenv("RETONE_RUNS", str(run.path.parent))
+    name = "A. <b>_Person_</b> (1)"
+    changed(run, "manifest.json", voices=[{"name": name, "right": ""}, *HERS])
+    exported = tmp_path / "exported"
+    shutil.copytree(run.adapter, exported)
+    write_card(run, "adapter", GATE, exported)
+    base = read_json(run.resolved)["recipe"]["model"]["name"]
+    train = Path(base).parent / "said.csv"
+    for adapter in ("my", str(exported)):
+        (tmp_path / "r.toml").write_text(
+            f'model = {{ name = "{base}", adapter = "{adapter}" }}\n'
+            f'data = {{ train = "{train}", '
+            'columns = { prompt = "said", completion = "told" } }\n'
+        )
+        made = create(load_recipe(str(tmp_path / "r.toml")), name="on", fresh=True, offline=True)
+        assert read_json(made.manifest)["voices"] == [{"name": name, "right": ""}, *HERS]
+
+
+# --- places, bases, evaluations ---
+
+
+def test_names_of_sources_have_no_places() -> None:
+    for path in (
+        "/home/me/x.csv",
+        "../client/x.csv",
+        "C:\\Users\\me\\x.csv",
+        "D:/me/x.csv",
+        "x.csv",
+    ):
+        assert source_name(path) == "x.csv"
+    assert source_name("bundled:yoda/train.jsonl") == "bundled:yoda/train.jsonl"
+    assert source_name("hub:org/name") == "hub:org/name"
+
+
+@pytest.mark.parametrize(
+    "named", ["/home/me/base", "../client/base", "C:\\client\\base",
+              "/home/me/hub/models--org--name/snapshots/abc"],
+)  # fmt: skip
+@pytest.mark.parametrize("repo", [None, "org/base"])
+def test_tuned_weights_name_their_base_as_the_run_does(
+    named: str, repo: str | None, run: Run
+) -> None:
+    changed(run, "manifest.json", base__repo=repo, base__name="/home/me/base")
+    changed(run, "adapter/adapter_config.json", base_model_name_or_path=named)
+    changed(run, "adapter/base_model.json", name=named)
+    hide_places(run.adapter, run)
+    wanted = repo or "base"
+    assert read_json(run.adapter / "adapter_config.json")["base_model_name_or_path"] == wanted
+    assert read_json(run.adapter / "base_model.json")["name"] == wanted
+
+
+def test_a_template_of_a_file_is_told_by_its_name(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETONE_RUNS", str(tmp_path / "made"))
+    (tmp_path / "private").mkdir()
+    template = tmp_path / "private" / "t.jinja"
+    template.write_text(tiny.CHATML)
+    base = read_json(run.resolved)["recipe"]["model"]["name"]
+    (tmp_path / "r.toml").write_text(
+        f'model = {{ name = "{base}", template = "{template}" }}\n'
+        f'data = {{ train = "{Path(base).parent / "said.csv"}", '
+        'columns = { prompt = "said", completion = "told" } }\n'
+    )
+    made = create(load_recipe(str(tmp_path / "r.toml")), name="own", offline=True)
+    chosen = read_json(made.resolved)["chosen"]
+    changed(run, "resolved.json", chosen=chosen)
+    card = model_card(run, "adapter", GATE)
+    assert "the file t.jinja" in card
+    assert "private" not in card
+
+
+def test_another_base_stands_in_the_card_in_place_of_the_runs(run: Run, tmp_path: Path) -> None:
+    other = replace(
+        locate(str(tiny.folder(tmp_path / "original", seed=9))),
+        repo="org/original", revision="d" * 40, licence="gemma", note="The original weights.",
+    )  # fmt: skip
+    changed(run, "manifest.json", base__repo="org/packed", base__licence="MIT")
+    card = model_card(run, "merged", GATE, base=other)
+    assert header(card)["base_model"] == "org/original"
+    assert header(card)["license"] == "gemma"
+    text = page(card).text
+    for told in ("original, tuned by lora", "d" * 40, other.sha256, "The original weights."):
+        assert told in text
+    assert f"tuned upon base, sha256 {read_json(run.manifest)['base']['sha256']}" in text
+    assert "tuned upon" not in model_card(run, "merged", GATE)
+    write_card(run, "merged", GATE, tmp_path / "out", base=other)
+    assert "Gemma Terms of Use" in (tmp_path / "out" / "NOTICE").read_text()
+
+
+def test_an_evaluation_on_another_file_is_told(run: Run) -> None:
+    """As of adopted and blended runs, which have no rows of their own; the newest counts."""
+    stored = read_json(run.scores)
+    run.scores.unlink()
+    for number, name in enumerate(("older-0123abcd", "my-rows-0123abcd")):
+        file = run.evaluation(name) / "scores.json"
+        write_json(file, stored | {"verdict": f"the verdict of {name}"})
+        os.utime(file, (number, number))
+    card = model_card(run, "adapter", GATE)
+    assert "Not evaluated" not in card
+    assert "rows of the test file my-rows;" in page(card).text
+    assert "the verdict of my-rows" in page(card).text
+    assert header(card)["model-index"][0]["results"][0]["dataset"]["name"] == "my-rows"
+
+
+def test_the_program_of_an_adapter_stops_where_the_template_does(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base's own configuration names another end, and peft reads no other."""
+    folder = tmp_path / "exported"
+    shutil.copytree(run.adapter, folder)
+    write_json(folder / "generation_config.json", {"eos_token_id": [7], "do_sample": False})
+    card = model_card(run, "adapter", GATE)
+    code = re.search(r"^(`{3,})python\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE)
+    assert code is not None
+    base = read_json(run.resolved)["recipe"]["model"]["name"]
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(code[2].replace('"the folder of base"', repr(base)), names)
+    assert names["model"].generation_config.eos_token_id == [7]
+    assert names["ids"].shape[1] > names["prompt"]["input_ids"].shape[1]
+
+
+def test_markdown_can_be_read_back() -> None:
+    for text in ("A. <b>_Person_</b> (1)", "a & b @c", "1. x", "www.x.example", "\\ `x` *y*"):
+        assert unescaped(plain(text)) == text

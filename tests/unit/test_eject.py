@@ -137,7 +137,28 @@ def script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     datasets.Dataset = types.SimpleNamespace(from_list=list)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trl", trl)
     monkeypatch.setitem(sys.modules, "datasets", datasets)
+    monkeypatch.setenv("BASE", str(tiny_base()))
     return runpy.run_path(str(folder / "train.py"), run_name="ejected")
+
+
+def tiny_base() -> Path:
+    """Of the runs here, which are made in the folder of the data."""
+    return Path("base").resolve()
+
+
+def test_a_folder_that_is_given_away_names_no_place_of_this_machine(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made()
+    found = eject("my", output=work / "out", offline=True)
+    place = str(tiny_base())
+    assert [file for file in (work / "out").iterdir() if place in file.read_text()] == []
+    assert script(work / "out", monkeypatch)["BASE"] == place
+    monkeypatch.delenv("BASE")
+    assert runpy.run_path(str(work / "out" / "train.py"), run_name="ejected")["BASE"] == "base"
+    found.show()
+    assert f"BASE={place} python train.py" in " ".join(capsys.readouterr().out.split())
+    assert found.as_json()["base"] == place
 
 
 def resolved(run: Run) -> Resolved:
@@ -291,7 +312,7 @@ def test_the_script_is_clean_and_plain(name: str, work: Path) -> None:
         if isinstance(node, ast.Import | ast.ImportFrom)
     }
     packages = {name.partition(".")[0] for name in imports}
-    allowed = {"json", "math", "pathlib", "torch", "transformers", "trl", "peft", "datasets"}
+    allowed = {"json", "math", "os", "pathlib", "torch", "transformers", "trl", "peft", "datasets"}
     assert packages - allowed == ({"bitsandbytes"} if name == "8bit" else set())
     bits = "bitsandbytes" in (folder / "requirements.txt").read_text()
     assert bits == (name in ("8bit", "nf4"))
@@ -303,7 +324,10 @@ def test_what_is_written_and_told(work: Path, capsys: pytest.CaptureFixture[str]
     folder = work / "new" / "out"
     expected = ["README.md", "chat_template.jinja", "requirements.txt", "steps.jsonl",
                 "train.jsonl", "train.py", "validation.jsonl"]  # fmt: skip
-    assert result.as_json() == {"path": str(folder), "files": expected, "left_out": result.left_out}
+    assert result.as_json() == {
+        "path": str(folder), "files": expected, "left_out": result.left_out,
+        "base": str(tiny_base()),
+    }  # fmt: skip
     assert sorted(file.name for file in folder.iterdir()) == expected
     assert (folder / "chat_template.jinja").read_text() == tiny.CHATML
     readme = (folder / "README.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from foreign_adapters import CONFIGS, edit, lora, saved
 from retone.errors import InputError
 from retone.models.foreign import base_named, check_fits, method_fields, read_config
 from retone.models.locate import LocatedModel, locate
+from retone.models.saving import check_base
 
 TOKENS = 320
 
@@ -111,6 +113,20 @@ def test_a_config_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("[1]")
     with pytest.raises(InputError, match=r"adapter_config\.json cannot be read"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("told", ['{"model": "mine"}', "[1]", None])
+def test_a_base_that_another_tool_does_not_tell_is_not_held_against_it(
+    bases: dict[str, LocatedModel], tmp_path: Path, told: str | None
+) -> None:
+    if told:
+        (tmp_path / "base_model.json").write_text(told)
+    check_base(tmp_path, bases["own"])
+    (tmp_path / "base_model.json").write_text(json.dumps({"sha256": bases["own"].sha256}))
+    check_base(tmp_path, bases["own"])
+    with pytest.raises(InputError, match="trained on another base model") as refused:
+        check_base(tmp_path, bases["deep"])
+    assert f"retone adopt {tmp_path} --model MODEL" in refused.value.remedy
 
 
 def test_the_base_in_a_cache_is_the_hubs(tmp_path: Path) -> None:

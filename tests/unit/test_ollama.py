@@ -20,7 +20,13 @@ from retone.errors import InputError, MachineError
 from retone.run_dir import Run
 from retone.workflows import ollama
 from retone.workflows.load import Opened, open_run
-from retone.workflows.ollama import CHECKED, create, find_pieces, write_modelfile
+from retone.workflows.ollama import (
+    CHECKED,
+    create,
+    find_pieces,
+    require_modelfile,
+    write_modelfile,
+)
 from small_run import small_run
 
 ALL = ("tiny", *TRAINABLE)
@@ -191,8 +197,9 @@ def test_a_modelfile(opened: Opened, tmp_path: Path) -> None:
 def test_a_first_token_that_was_not_trained_with(
     adds: bool | None, opened: Opened, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="not trained with"):
+    with pytest.raises(InputError, match="not trained with") as refused:
         write_modelfile(gguf_file(tmp_path / "my.gguf", adds), opened)
+    assert "--llama-cpp" in refused.value.remedy
     assert not (tmp_path / "Modelfile").exists()
 
 
@@ -214,18 +221,38 @@ def test_a_system_prompt_that_a_modelfile_cannot_hold(opened: Opened, tmp_path: 
     recipe = opened.resolved.recipe
     data = recipe.data.model_copy(update={"system": 'Say """x""" and\nPARAMETER y 1'})
     resolved = replace(opened.resolved, recipe=recipe.model_copy(update={"data": data}))
+    quoted = replace(opened, resolved=resolved)
     with pytest.raises(InputError, match="cannot hold the system prompt"):
-        write_modelfile(gguf_file(tmp_path / "my.gguf", False), replace(opened, resolved=resolved))
+        write_modelfile(gguf_file(tmp_path / "my.gguf", False), quoted)
+    with pytest.raises(InputError, match="cannot hold the system prompt"):
+        require_modelfile(quoted, "my")
+
+
+def test_what_can_be_said_before_there_is_a_file(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_modelfile(opened, "my-model")
+    with pytest.raises(InputError, match="no model of that name") as refused:
+        require_modelfile(opened, "a b")
+    assert "retone runs --rename OLD NEW" in refused.value.remedy
+    odd = tiny_template()
+    render = odd.render
+    monkeypatch.setattr(odd, "render", lambda *a, **named: render(*a, **named).lower())
+    with pytest.raises(InputError, match="cannot be written as an Ollama template"):
+        require_modelfile(replace(opened, template=odd), "my-model")
 
 
 # --- ollama create ---
 
 
-def fake_ollama(folder: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> Path:
-    """A program of that name, which keeps what it was told."""
+def fake_ollama(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int = 0, has: str = ""
+) -> Path:
+    """A program of that name, which keeps what it was told, and `has` a model already."""
     program = folder / "ollama"
     program.write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/told\necho "it broke" >&2\nexit {code}\n'
+        f'#!/bin/sh\nif [ "$1" = show ]; then [ "$2" = "{has}" ]; exit; fi\n'
+        f'printf "%s\\n" "$@" > {folder}/told\necho "it broke" >&2\nexit {code}\n'
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -238,6 +265,18 @@ def test_ollama_makes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert told.read_text().splitlines() == [
         "create", "my-model:v1", "-f", str(tmp_path / "a b" / "Modelfile"),
     ]  # fmt: skip
+
+
+def test_somebodys_model_of_that_name_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = fake_ollama(tmp_path, monkeypatch, has="my-model")
+    assert not create(tmp_path / "Modelfile", "my-model")
+    assert not told.exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Ollama has a model my-model already" in said
+    assert "ollama create my-model -f" in said
+    assert create(tmp_path / "Modelfile", "other")
 
 
 def test_without_ollama_the_command_is_told(

@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
 from hub_server import HubRepo
 from hub_uploads import READ_TOKEN, TOKEN, UploadHub
 from retone.errors import CheckFailed, InputError, MachineError
+from retone.models.locate import locate
 from retone.models.saving import load_tuned
 from retone.run_dir import Run, read_json, write_json
 from retone.workflows import push as push_module
 from retone.workflows.card import write_card
 from retone.workflows.load import open_run
-from retone.workflows.push import push
+from retone.workflows.push import push, require_pushable
 from small_run import small_run
 
 # The client of the hub (2.4) sends files in a way that its own library has renamed.
@@ -128,8 +131,16 @@ def test_a_repository_that_is_public_already_takes_nothing_unasked(
     with pytest.raises(InputError, match="there already, and public"):
         push(run, folder, "me/open", gate=PASSED)
     assert hub.repos["me/open"].files == {}
-    push(run, folder, "me/open", gate=PASSED, public=True)
+    assert push(run, folder, "me/open", gate=PASSED, public=True).public
     assert hub.repos["me/open"].files == contents(folder)
+
+
+def test_a_private_repository_stays_private_and_is_told_so(
+    run: Run, folder: Path, served: Any
+) -> None:
+    hub = served({"me/closed": HubRepo({}, private=True)})
+    assert not push(run, folder, "me/closed", gate=PASSED, public=True).public
+    assert hub.repos["me/closed"].private
 
 
 @pytest.mark.parametrize("breaks", [1, 8])
@@ -233,8 +244,12 @@ def test_wrong_names_are_refused(name: str, run: Run, folder: Path, served: Any)
 
 @pytest.mark.parametrize("gate", [FAILED, NOT_RUN, {}])
 def test_only_what_passed_its_gate_is_pushed(gate: Any, run: Run, folder: Path) -> None:
-    with pytest.raises(CheckFailed, match="did not pass its checks"):
+    with pytest.raises(CheckFailed, match="did not pass its checks") as refused:
         push(run, folder, "me/my-model", gate=gate, dry_run=True)
+    again = f"retone export {run.name} --to hub --repo me/my-model --as adapter"
+    assert again in refused.value.remedy
+    assert ("retone[llamacpp]" in refused.value.remedy) == (gate is not FAILED)
+    assert ("no memory" in refused.value.found) == (gate is NOT_RUN)
 
 
 def test_only_an_exported_folder_is_pushed(run: Run, tmp_path: Path) -> None:
@@ -246,8 +261,9 @@ def test_only_an_exported_folder_is_pushed(run: Run, tmp_path: Path) -> None:
 def test_a_card_that_the_hub_refuses(run: Run, folder: Path, served: Any) -> None:
     hub = served()
     (folder / "README.md").write_text("---\na: [\n---\n")
-    with pytest.raises(InputError, match="does not take the model card"):
+    with pytest.raises(InputError, match="does not take the model card") as refused:
         push(run, folder, "me/my-model", gate=PASSED)
+    assert "hf upload me/my-model FOLDER --private" in refused.value.remedy
     assert hub.large == {}
 
 
@@ -270,6 +286,10 @@ def test_whole_models_need_a_licence_that_allows_it(run: Run, merged: Path) -> N
     licensed(run, None)
     assert pushed(run, merged, licence="mit")
     assert pushed(run, merged, licence="EUPL-1.2")
+    for forbids in ("CC-BY-NC-ND-4.0", "cc-by-nd-4.0", "CC-BY-NC-ND-3.0-DE"):
+        with pytest.raises(InputError, match="does not allow giving away") as refused:
+            pushed(run, merged, licence=forbids)
+        assert "--to hub --repo ORG/NAME --as adapter" in refused.value.remedy
     licensed(run, "CC-BY-ND-4.0")
     with pytest.raises(InputError, match="has another licence"):
         pushed(run, merged, licence="MIT")
@@ -287,29 +307,94 @@ def test_llamas_keep_their_name_and_notice(run: Run, merged: Path) -> None:
     assert "license: llama3.2" in found.card
 
 
+@pytest.mark.parametrize(
+    ("licence", "name"),
+    [
+        ("llama3", "Llama-3-x"),
+        ("llama3.1", "llama-x"),
+        ("llama3.2", "Llama-x"),
+        ("LLAMA3.3", "Llama-x"),
+    ],
+)
+def test_adapters_for_llamas_have_the_name_too(
+    licence: str, name: str, run: Run, folder: Path
+) -> None:
+    licensed(run, None)
+    with pytest.raises(InputError, match="has to begin with") as refused:
+        pushed(run, folder, licence=licence)
+    assert "--repo ORG/Llama-" in refused.value.remedy
+    assert pushed(run, folder, f"me/{name}", licence=licence)
+
+
 @pytest.mark.parametrize("licence", [None, "CC-BY-ND-4.0", "llama3.2", "my-own-licence"])
-def test_adapters_are_never_refused_and_name_the_licence(
+def test_adapters_of_plain_lora_go_anywhere_and_name_the_licence(
     licence: str | None, run: Run, folder: Path
 ) -> None:
     licensed(run, licence)
     write_card(run, "adapter", PASSED, folder)
-    card = pushed(run, folder).card
+    card = pushed(run, folder, "me/Llama-my-model").card
     assert f"Its licence: {licence or 'unknown'}" in card
 
 
-def test_a_real_voice_is_not_published_without_the_right_to_it(
-    run: Run, folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    "tensor",
+    ["base_model.model.lm_head.weight", "base_model.model.model.layers.0.self_attn.q_proj.bias",
+     "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+     "base_model.model.model.embed_tokens.base_layer.weight"],
+)  # fmt: skip
+def test_adapters_with_weights_of_the_base_are_held_to_its_licence(
+    tensor: str, run: Run, folder: Path
 ) -> None:
-    ledger = read_json(run.ledger)
-    ledger["sources"][0]["path"] = str(tmp_path / "her.jsonl")
-    write_json(run.ledger, ledger)
-    card = tmp_path / "her.card.md"
-    marked = "**This is the voice of a real person, A. <b>Person</b>.** The right to it: "
-    card.write_text(f"# her\n\n{marked}\n\n- written by: x\n")
+    file = run.adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | {tensor: torch.zeros(2)}, file)
     assert pushed(run, folder)
+    licensed(run, "CC-BY-ND-4.0")
+    with pytest.raises(InputError, match="does not allow giving away") as refused:
+        pushed(run, folder)
+    assert tensor in refused.value.found
+    assert "without whole matrices" in refused.value.remedy
+
+
+def test_what_can_be_said_before_an_export(run: Run) -> None:
+    require_pushable(run, "me/my-model", "merged")
+    licensed(run, "CC-BY-ND-4.0")
+    require_pushable(run, "me/my-model", "adapter")
+    with pytest.raises(InputError, match="does not allow"):
+        require_pushable(run, "me/my-model", "merged")
+    with pytest.raises(InputError, match="no repository of that name"):
+        require_pushable(run, "my-model", "adapter")
+    voiced(run, "")
     with pytest.raises(InputError, match="without a statement"):
+        require_pushable(run, "me/my-model", "adapter", public=True)
+    with pytest.raises(MachineError, match="cannot be reached"):
+        require_pushable(run, "me/my-model", "adapter", offline=True)
+    require_pushable(run, "me/my-model", "adapter", offline=True, dry_run=True)
+
+
+def test_the_licence_is_that_of_the_weights_merged_into(run: Run, merged: Path) -> None:
+    """Of another base than the run's own, which may be given away."""
+    other = replace(locate(str(merged)), name="original", licence="CC-BY-ND-4.0")
+    require_pushable(run, "me/my-model", "merged")
+    with pytest.raises(InputError, match="does not allow") as refused:
+        require_pushable(run, "me/my-model", "merged", base=other)
+    assert "original" in refused.value.found
+    with pytest.raises(InputError, match="does not allow"):
+        pushed(run, merged, base=other)
+
+
+def voiced(run: Run, right: str) -> None:
+    manifest = read_json(run.manifest)
+    manifest["voices"] = [{"name": "A. <b>Person</b>", "right": right}]
+    write_json(run.manifest, manifest)
+
+
+def test_a_real_voice_is_not_published_without_the_right_to_it(run: Run, folder: Path) -> None:
+    voiced(run, "")
+    assert pushed(run, folder)
+    with pytest.raises(InputError, match="without a statement") as refused:
         pushed(run, folder, public=True)
-    card.write_text(f"# her\n\n{marked}her consent of May 2026\n\n- written by: x\n")
+    assert str(run.manifest) in refused.value.remedy
+    voiced(run, "her consent of May 2026")
     assert pushed(run, folder, public=True)
     write_card(run, "adapter", PASSED, folder)
     told = (folder / "README.md").read_text()

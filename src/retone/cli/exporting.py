@@ -9,37 +9,51 @@ from typing import Annotated, Any, Literal
 import typer
 
 from retone.cli.options import Call, Debug, Json, Offline, RunArg, Sets
+from retone.errors import InputError
 
 FORMS = ("adapter", "merged", "gguf", "lora")
+PACKED = ("gguf", "ollama", "hub")
+SPEAKS_TO = {  # option -> the destinations that it means something for
+    "--output": (*FORMS, "ollama", "space", "docker"),
+    "--type": PACKED,
+    "--dtype": ("merged", "hub"),
+    "--base": ("merged", "gguf", "ollama"),
+    "--llama-cpp": PACKED,
+    **dict.fromkeys(("--repo", "--as", "--public", "--dry-run"), ("hub",)),
+}
 To = Literal["adapter", "merged", "gguf", "lora", "ollama", "hub", "space", "docker"]
+
+
+Target = Annotated[
+    To,
+    typer.Option(
+        help="adapter: a standard peft folder. merged: a whole model for transformers. "
+        "gguf: one file for llama.cpp and its kin. lora: the adapter alone as GGUF. "
+        "ollama: a GGUF and its Modelfile. hub: Hugging Face, private unless --public. "
+        "space, docker: a folder that serves the app."
+    ),
+]
+Into = Annotated[
+    str | None, typer.Option(help="Merge into this model instead: the original of packed weights.")
+]
 
 
 def export_verb(
     run: RunArg,
-    to: Annotated[
-        To,
-        typer.Option(
-            help="adapter: a standard peft folder. merged: a whole model for transformers. "
-            "gguf: one file for llama.cpp and its kin. lora: the adapter alone as GGUF. "
-            "ollama: a GGUF and its Modelfile. hub: Hugging Face, private unless --public. "
-            "space, docker: a folder that serves the app."
-        ),
-    ],
+    to: Target,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder to make; RUN/exports/NAME when left out."),
     ] = None,
     kind: Annotated[
-        str, typer.Option("--type", help="Of GGUF weights: bf16, f16, q8_0, q5_1, q4_0, q4_k_m ...")
-    ] = "q8_0",
+        str | None,
+        typer.Option("--type", help="Of GGUF weights: f16, bf16, q8_0 (the default), q4_k_m ..."),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Of merged weights; the run's own when left out."),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Merge into this model instead: the original of packed weights."),
-    ] = None,
+    base: Into = None,
     checkout: Annotated[
         Path | None,
         typer.Option("--llama-cpp", help="A checkout of llama.cpp, whose converter then writes."),
@@ -59,9 +73,14 @@ def export_verb(
     offline: Offline = False, json: Json = False, debug: Debug = False,
 ) -> Call:  # fmt: skip
     """Write a run in another form; run by its own engine, it must answer as the run does."""
+    _require_fitting(to, {
+        "--output": output, "--type": kind, "--dtype": dtype, "--base": base,
+        "--llama-cpp": checkout, "--repo": repo, "--as": form, "--public": public,
+        "--dry-run": dry_run,
+    })  # fmt: skip
     how: dict[str, Any] = {
-        "kind": kind, "dtype": dtype, "base": base, "checkout": checkout, "licence": licence,
-        "output": output, "offline": offline,
+        "kind": kind or "q8_0", "dtype": dtype, "base": base, "checkout": checkout,
+        "licence": licence, "output": output, "offline": offline,
     }  # fmt: skip
     if to in FORMS:
         from retone.workflows.export import export
@@ -70,6 +89,16 @@ def export_verb(
     from retone.workflows.deliver import deliver
 
     return partial(deliver, run, to=to, form=form, repo=repo, public=public, dry_run=dry_run, **how)
+
+
+def _require_fitting(to: str, given: dict[str, Any]) -> None:
+    """InputError that names every option that has nothing to say to a destination."""
+    idle = [name for name, value in given.items() if value and to not in SPEAKS_TO[name]]
+    if idle:
+        raise InputError(
+            "options that do not fit", f"--to {to} has no use for {', '.join(idle)}",
+            "leave them out", "idle-option",
+        )  # fmt: skip
 
 
 def eject_verb(

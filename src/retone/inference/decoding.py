@@ -97,6 +97,10 @@ class Decoder:
         """Take up the adapters that the model has now; the rows go on."""
         self._lora = RowLora(self._model) if RowLora.mixes(self._model) else None
 
+    def clear(self) -> None:
+        """Let all rows go, finished or not."""
+        self._groups.clear()
+
     @torch.no_grad()
     def join(self, rows: Sequence[Row]) -> None:
         """Read the prompts of rows and pick the first token of each."""

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import linear
 
-from retone.errors import InputError, MachineError
+from retone.errors import InputError, MachineError, RetoneError
 from retone.models.adapters import ADAPTER
 from retone.models.foreign import read_config
 
@@ -51,10 +51,15 @@ class RowLora:
 
     @staticmethod
     def mixes(model: Any) -> bool:
-        """Whether a model is a base and plain LoRA on linear layers, and nothing else."""
+        """Whether a model is a base and plain LoRA on linear layers, and nothing else.
+
+        A routed expert is none of these layers: it sees some tokens, and not whose they are.
+        """
         if not isinstance(model, PeftModel) or "disable_adapter" in vars(model):
             return False
         if any(_more_than_lora(vars(config)) for config in model.peft_config.values()):
+            return False
+        if any(".experts." in name for name, _ in _named_lora_layers(model)):
             return False
         return all(
             all(name == model.active_adapter for name in layer.active_adapters)
@@ -105,6 +110,14 @@ def _others(
     return torch.tensor(table, device=device).unsqueeze(1) if any(map(any, table)) else None
 
 
+def _laid_out(others: Tensor, x: Tensor) -> Tensor:
+    """What `_others` gives, as the rows lie in a layer's input."""
+    if x.ndim == 2:  # [rows * seq, in]: OPT and shared experts read all tokens in one line
+        return others.squeeze(1).repeat_interleave(len(x) // len(others), dim=0)
+    # The head reads one position of each row, all at once: [1, rows, hidden].
+    return others if len(x) == len(others) else others.transpose(0, 1)
+
+
 class _Layer:
     """One layer with all of its adapters side by side.
 
@@ -141,9 +154,7 @@ class _Layer:
             x = x.to(dtype)  # a norm that is kept in float32 speaks in float32
             narrow = linear(x, a)  # [rows, seq, ranks]
             if others is not None:
-                # The head reads one position of each row, all at once: [1, rows, hidden].
-                one_each = len(x) != len(others)
-                narrow = narrow.masked_fill(others.transpose(0, 1) if one_each else others, 0)
+                narrow = narrow.masked_fill(_laid_out(others, x), 0)
             y: Tensor = self.base(x)
             return y + linear(narrow, b)
 
@@ -179,16 +190,20 @@ def add_adapter(model: Any, name: str, folder: Path) -> None:
         elif not wrong and not _finite(model, name):
             found = "it holds numbers that are not finite"
     except Exception as error:  # whatever a foreign file brought about must be undone
-        told = [line.strip() for line in str(error).splitlines()]
-        found = " ".join(told[:2]) or type(error).__name__  # torch names the tensor in the second
+        remove_adapter(model, name)
+        raise not_loaded(folder, error) from error
     if found:
         remove_adapter(model, name)
-        raise InputError(
-            "the adapter does not fit this model",
-            f"{folder}: {found}",
-            "give one that was trained on this base model",
-            "wrong-adapter",
-        )
+        raise _misfit(folder, found)
+
+
+def not_loaded(folder: Path, error: Exception) -> RetoneError:
+    """What went wrong while an adapter was loaded, for who asked for it."""
+    told = [line.strip() for line in str(error).splitlines()]
+    found = " ".join(told[:2]) or type(error).__name__  # torch names the tensor in the second
+    # On the CPU torch raises a plain RuntimeError.
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in found
+    return _no_room(f"{folder}: {found}") if full else _misfit(folder, found)
 
 
 def remove_adapter(model: Any, name: str) -> None:
@@ -197,8 +212,12 @@ def remove_adapter(model: Any, name: str) -> None:
     model.delete_adapter(name)
 
 
+def _named_lora_layers(model: Any) -> list[tuple[str, Any]]:
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+
+
 def _lora_layers(model: Any) -> list[Any]:
-    return [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    return [layer for _, layer in _named_lora_layers(model)]
 
 
 def _pair(layer: Any, name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -258,9 +277,23 @@ def _require_room(folder: Path, device: torch.device) -> None:
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     if needed > free:
-        raise MachineError(
-            "the memory does not hold another adapter",
-            f"{folder} needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free",
-            "unload one: POST /v1/unload_lora_adapter",
-            "no-room",
-        )
+        sizes = f"needs about {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free"
+        raise _no_room(f"{folder} {sizes}")
+
+
+def _no_room(found: str) -> MachineError:
+    return MachineError(
+        "the memory does not hold another adapter",
+        found,
+        "unload one: POST /v1/unload_lora_adapter",
+        "no-room",
+    )
+
+
+def _misfit(folder: Path, found: str) -> InputError:
+    return InputError(
+        "the adapter does not fit this model",
+        f"{folder}: {found}",
+        "give one that was trained on this base model",
+        "wrong-adapter",
+    )

@@ -12,14 +12,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from pathlib import Path
 
 from retone.errors import InputError
 from retone.inference.decoding import TUNED, Decoder, Row
 from retone.inference.engine import Engine, Parse, TextStream
-from retone.inference.row_lora import add_adapter, remove_adapter
+from retone.inference.row_lora import add_adapter, not_loaded, remove_adapter
 
 PROMPT_TOKENS = 4096  # read together when rows join: bounds the memory of that pass
 
@@ -105,10 +104,12 @@ class Service:
         self._active: list[Ticket] = []
         self._adapters: set[str | None] = {TUNED, None}
         self._numbers = count(1)
-        self._changes: list[tuple[Callable[[], None], Future[None]]] = []
+        self._changes: list[tuple[Callable[[Decoder], None], Future[None]]] = []
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, daemon=True, name="retone-service")
+        self._thread = threading.Thread(
+            target=self._run, args=[engine.decoder()], daemon=True, name="retone-service"
+        )
         self._thread.start()
 
     @property
@@ -142,11 +143,20 @@ class Service:
         """Load an adapter for rows to name while others are written; its name, never used before.
 
         Raises:
-            InputError, MachineError: as `add_adapter`.
+            InputError, MachineError: as `add_adapter`; nothing is left of it then.
             Busy: the service is closed.
         """
         name = f"loaded{next(self._numbers)}"
-        self._between_steps(partial(add_adapter, self.engine.model, name, folder))
+
+        def load(decoder: Decoder) -> None:
+            add_adapter(self.engine.model, name, folder)
+            try:
+                decoder.read_adapters()
+            except Exception as error:
+                remove_adapter(self.engine.model, name)
+                raise not_loaded(folder, error) from error
+
+        self._between_steps(load)
         with self._changed:
             self._adapters.add(name)
         return name
@@ -172,7 +182,12 @@ class Service:
                     "adapter-in-use",
                 )
             self._adapters.discard(name)
-        self._between_steps(partial(remove_adapter, self.engine.model, name))
+
+        def unload(decoder: Decoder) -> None:
+            remove_adapter(self.engine.model, name)
+            decoder.read_adapters()
+
+        self._between_steps(unload)
 
     def close(self) -> None:
         """Stop after the step that is under way; who waits is told."""
@@ -181,7 +196,7 @@ class Service:
             self._changed.notify()
         self._thread.join()
 
-    def _between_steps(self, change: Callable[[], None]) -> None:
+    def _between_steps(self, change: Callable[[Decoder], None]) -> None:
         """Let the thread that uses the model change it, and wait for that."""
         done: Future[None] = Future()
         with self._changed:
@@ -191,8 +206,7 @@ class Service:
             self._changed.notify()
         done.result()
 
-    def _run(self) -> None:
-        decoder = self.engine.decoder()
+    def _run(self, decoder: Decoder) -> None:
         while True:
             with self._changed:
                 while not (self._waiting or self._active or self._changes or self._closed):
@@ -212,7 +226,7 @@ class Service:
                 decoder.step()
             except Exception as error:  # a row must not take the service with it
                 self._fail(f"{type(error).__name__}: {error}")
-                decoder = self.engine.decoder()
+                decoder.clear()
             self.counts.busy_seconds += time.perf_counter() - started
             self.counts.running = len(self._active)
         self._active += self._waiting
@@ -226,8 +240,7 @@ class Service:
             changes, self._changes = self._changes, []
         for change, done in changes:
             try:
-                change()
-                decoder.read_adapters()
+                change(decoder)
             except Exception as error:  # told to who asked for it
                 done.set_exception(error)
             else:

@@ -92,12 +92,11 @@ class PlainSpeaker:
 
     @torch.no_grad()
     def complete(self, ids: Sequence[int], tokens: int) -> tuple[list[int], bool]:
-        """See `Speaker`; ended by what the generation config says, and by nothing else."""
+        """See `Speaker`; as the folder's generation config says, and nothing else."""
         prompt = torch.tensor([list(ids)], device=self._model.device)
         told = self._model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
-            max_new_tokens=tokens, repetition_penalty=1.0, temperature=None, top_p=None, top_k=None,
-        )  # fmt: skip
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=tokens
+        )
         written = told[0, len(ids) :].tolist()
         ends = self._model.generation_config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 
 from retone.errors import InputError
 from retone.models.adapters import Part, read_part
@@ -51,10 +53,13 @@ def require_unpacked(base: Path) -> None:
 def require_mergeable(run: Run, kind: str) -> None:
     """InputError where what a run trained is no change of the weights."""
     if not METHODS[kind].merges and METHODS[kind].saved_as != "model":
+        remedy = f"retone export {run.name} --to adapter"
+        if METHODS[kind].saved_as == "bottleneck":
+            remedy = f"its folder is {run.tuned}, and retone alone loads it: --to docker"
         raise InputError(
             f"what {kind} trains cannot be merged",
             f"{run.name}: it is no change of the base's weights",
-            f"retone export {run.name} --to adapter",
+            remedy,
             "not-mergeable",
         )
 
@@ -78,9 +83,11 @@ def largest_error(written: Path, base: Path, adapter: Path) -> tuple[float, str]
         known += 1
         tensor, expected = read(name), _expected(name, original[name](name).float(), part)
         if expected.shape != tensor.shape:
-            return float("inf"), name
-        away = (tensor.float() - expected).norm() / expected.norm().clamp_min(1e-12)
-        worst = max(worst, (float(away), name))
+            return math.inf, name
+        away = float((tensor.float() - expected).norm() / expected.norm().clamp_min(1e-12))
+        if not math.isfinite(away):
+            return math.inf, name
+        worst = max(worst, (away, name))
     return worst if known else None
 
 
@@ -105,9 +112,16 @@ def save_model(model: Any, tokenizer: Any, template: str, stop_ids: list[int], f
     tokens that the run ends at: without them it would chat in another form, or never stop.
     """
     model.to(getattr(torch, dtype))
-    model.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
-    for sampled in ("temperature", "top_p", "top_k"):  # which greedy decoding warns of
-        setattr(model.generation_config, sampled, None)
-    model.save_pretrained(folder)
+    before = model.generation_config
+    model.generation_config = GenerationConfig(  # nothing of how the base was to be sampled
+        bos_token_id=before.bos_token_id, pad_token_id=before.pad_token_id,
+        eos_token_id=stop_ids, do_sample=False,
+    )  # fmt: skip
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # it hides what the disk said
+        raise OSError(
+            errno.ENOSPC if "os error 28" in str(error) else errno.EIO, str(error)
+        ) from error
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +93,34 @@ def _save_adapter(model: Any, base: LocatedModel, folder: Path, parts: Sequence[
 
 
 def check_base(folder: Path, base: LocatedModel) -> None:
-    """Refuse what was trained on other weights (InputError)."""
+    """Refuse what was trained on other weights, where its folder says on which (InputError)."""
     file = folder / BASE_FILE
-    if not file.is_file():
-        return  # another tool's adapter says nothing of its base's weights
-    trained_on = read_json(file)
-    if trained_on["sha256"] != base.sha256:
+    trained_on = read_json(file) if file.is_file() else None
+    if isinstance(trained_on, dict) and "sha256" in trained_on:  # else it is another tool's
+        remedy = f"name its own base: model.name, or retone adopt {folder} --model MODEL"
+        require_same_base(str(folder), trained_on, asdict(base), remedy)
+
+
+def require_same_base(
+    tuned: str, trained_on: Mapping[str, Any], base: Mapping[str, Any], remedy: str
+) -> None:
+    """InputError where two bases do not have the same weights.
+
+    Args:
+        tuned: what was trained.
+        trained_on: its base: sha256 of the weights, and name and origin where they are known.
+        base: the one at hand, likewise.
+        remedy: what to type.
+    """
+    if trained_on["sha256"] != base["sha256"]:
+        theirs, ours = (
+            f"{one.get('name')} ({one.get('origin')}, sha256 {one['sha256'][:12]})"
+            for one in (trained_on, base)
+        )
         raise InputError(
-            "the adapter was trained on another base model",
-            f"{folder}: trained on {trained_on['name']} ({trained_on['origin']}, sha256 "
-            f"{trained_on['sha256'][:12]}), this one is {base.name} ({base.origin}, sha256 "
-            f"{base.sha256[:12]})",
-            "load the base it was trained on, or tune this one: retone run RECIPE --fresh",
+            "the tuned model was trained on another base model",
+            f"{tuned}: trained on {theirs}, this one is {ours}",
+            remedy,
             "other-base",
         )
 

@@ -47,6 +47,7 @@ from retone.run_dir import (
     runs_root,
 )
 from retone.workflows.create import lockable_prompts, run_manifest, weights_parameters
+from retone.workflows.voices import Voice, voices_of_adapter
 
 ELSEWHERE = "trained elsewhere"
 LONGEST_ANSWER = 256  # tokens
@@ -144,7 +145,8 @@ def adopt(
     tokenizer, origin = _tokenizer(folder, base, recipe.model.template)
     check_base(folder, base)
     check_fits(folder, base, len(tokenizer))
-    proven = (folder / BASE_FILE).is_file()
+    told = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else None
+    proven = isinstance(told, dict) and "sha256" in told
     if not proven:
         base = replace(base, note=f"{base.note} {NOT_PROVEN}".strip())
     known = {
@@ -159,6 +161,7 @@ def adopt(
     run = newest_run(key) or keep(
         folder, name or _word(folder), base, tokenizer, resolved, key,
         {"adopted": {"folder": str(folder.resolve()), "sha256": sha256, "proven": proven}},
+        voices_of_adapter(folder),
     )  # fmt: skip
     return Adopted(run)
 
@@ -208,6 +211,7 @@ def keep(
     resolved: Resolved,
     key: str,
     facts: dict[str, Any],
+    voices: list[Voice],
 ) -> Run:
     """A new run around an adapter's files, without rows and without a training.
 
@@ -219,6 +223,7 @@ def keep(
         resolved: what is known of it.
         key: what makes it the same run.
         facts: what the manifest says of where it comes from.
+        voices: of real persons.
     """
     template = ChatTemplate(tokenizer, name=base.name)
     trained = weights_parameters(adapter)
@@ -236,7 +241,7 @@ def keep(
         files = {str(file.relative_to(staging)): file for file in staging.rglob("*.*")}
         return create_run(
             name,
-            run_manifest(base, template, resolved, name, key, {}, None) | facts,
+            run_manifest(base, template, resolved, name, key, {}, None, voices) | facts,
             {
                 **files,
                 "data/ledger.json": {"sources": []},

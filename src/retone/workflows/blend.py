@@ -31,6 +31,7 @@ from retone.workflows.adopt import (
     run_or_adapter,
 )
 from retone.workflows.load import Opened, open_run
+from retone.workflows.voices import real_voices, united
 
 # How adapters are put together; peft's names. The sums of `cat` and `svd` are those of the whole
 # updates B A; the others add up the As and the Bs for themselves, which is another thing.
@@ -290,7 +291,8 @@ def _kept(
         recipe, known = _recipe(read_json(folder / CONFIG), runs)
         resolved = resolve_untrained(recipe, base, known, f"that of {runs[0].name}")
         opened.tokenizer.chat_template = opened.template.text
-        return keep(folder, name, base, opened.tokenizer, resolved, key, {"blended": facts})
+        voices = united(real_voices(run) for run in runs)
+        return keep(folder, name, base, opened.tokenizer, resolved, key, {"blended": facts}, voices)
 
 
 def _label(at: int) -> str:

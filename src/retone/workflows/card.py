@@ -10,27 +10,29 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from retone import __version__
-from retone.config import METHOD_FIELDS
+from retone.config import BUNDLED, HUB, METHOD_FIELDS
 from retone.evaluation.numbers import count, span
-from retone.evaluation.page import readable
 from retone.evaluation.statistics import Score
+from retone.models.locate import LocatedModel
 from retone.models.saving import BASE_FILE
 from retone.run_dir import Run, read_json, write_json, write_whole
 from retone.workflows.licences import Licence, base_licence
+from retone.workflows.markdown import fenced, one_line, plain
+from retone.workflows.voices import real_voices
 
 CARD = "README.md"
 NOTICE = "NOTICE"
 MOST_METRICS = 4
-BUNDLED = "bundled:"
 RELATION = {
     "adapter": "adapter", "merged": "finetune", "gguf": "quantized", "lora": "adapter",
 }  # fmt: skip
@@ -44,30 +46,32 @@ WHAT = {
 # Settings of [train] that say how the weights came about, rather than how it was watched.
 TOLD = ("epochs", "max_steps", "minutes", "batch_size", "optimizer", "learning_rate", "schedule",
         "warmup_steps", "weight_decay", "max_grad_norm", "neftune_alpha", "seed")  # fmt: skip
-# What a data card of `retone synthesize` says of the voice of a real person.
-_VOICE = re.compile(r"^\*\*This is the voice of a real person, (.+?)\.\*\* The right to it: ?(.*)$")
-_MARKDOWN = re.compile(r"[\\`*_\[\]|~#$]|^[-+=]|^\d+[.)](?= |$)")
-_ENTITIES = {
-    "&": "&amp;",
-    "<": "&lt;",
-    ">": "&gt;",
-    "@": "&#64;",
-    "://": "&#58;//",
-    "www.": "www&#46;",
-}
 
 
 def write_card(
-    run: Run, kind: str, gate: Mapping[str, Any] | None, folder: Path, said: str | None = None
+    run: Run,
+    kind: str,
+    gate: Mapping[str, Any] | None,
+    folder: Path,
+    said: str | None = None,
+    *,
+    base: LocatedModel | None = None,
 ) -> None:
     """Put README.md, and NOTICE where the base's licence asks for one, into an exported folder."""
-    write_whole(folder / CARD, model_card(run, kind, gate, said))
-    notice = base_licence(run, said).notice
+    write_whole(folder / CARD, model_card(run, kind, gate, said, base=base))
+    notice = base_licence(run, said, base).notice
     if notice:
         write_whole(folder / NOTICE, f"{notice}\nThe weights were changed by tuning.\n")
 
 
-def model_card(run: Run, kind: str, gate: Mapping[str, Any] | None, said: str | None = None) -> str:
+def model_card(
+    run: Run,
+    kind: str,
+    gate: Mapping[str, Any] | None,
+    said: str | None = None,
+    *,
+    base: LocatedModel | None = None,
+) -> str:
     """The card as text: a YAML header, and Markdown.
 
     Args:
@@ -75,14 +79,17 @@ def model_card(run: Run, kind: str, gate: Mapping[str, Any] | None, said: str | 
         kind: adapter, merged, gguf, or lora (an adapter as GGUF).
         gate: check -> value, limit, ok (None: not run), told; None where nothing was checked.
         said: the base's licence, where the table of models does not have it.
+        base: what the adapter was merged into, where that is not the run's own base.
     """
     manifest, resolved = read_json(run.manifest), read_json(run.resolved)
-    recipe, licence = resolved["recipe"], base_licence(run, said)
-    base = {**manifest["base"], "name": source_name(manifest["base"]["name"])}
+    recipe, licence = resolved["recipe"], base_licence(run, said, base)
+    tuned_on = {**manifest["base"], "name": source_name(manifest["base"]["name"])}
+    used = {**asdict(base), "name": source_name(base.name)} if base else tuned_on
     facts = {
         "title": run.name,
-        "what": WHAT[kind].format(base=base["name"], method=recipe["method"]["kind"]),
-        "base": base,
+        "what": WHAT[kind].format(base=used["name"], method=recipe["method"]["kind"]),
+        "base": used,
+        "tuned_on": tuned_on,
         "licence": licence,
         "sources": data_sources(run),
         "voices": real_voices(run),
@@ -91,13 +98,14 @@ def model_card(run: Run, kind: str, gate: Mapping[str, Any] | None, said: str | 
         "gate": [_check(name, row) for name, row in (gate or {}).items()],
         "template_note": _template_note(resolved),
         "system": fenced(recipe["data"]["system"]) if recipe["data"]["system"] else "",
-        "ways": ways_to_use(run, kind, base, recipe),
+        "ways": ways_to_use(run, kind, used, recipe),
         "version": __version__,
         "scores": [],
-        "header": Markup(_header(run, kind, base["repo"], licence)),
+        "header": Markup(_header(run, kind, used["repo"], licence)),
     }
-    if run.scores.is_file():
-        facts |= _evidence(read_json(run.scores))
+    if evaluated := _evaluation(run):
+        folder, stored = evaluated
+        facts |= _evidence(stored) | {"test": folder}
     text = _environment().get_template("card.md.jinja").render(facts)
     return re.sub(r"\n{3,}", "\n\n", text)
 
@@ -120,27 +128,6 @@ def _environment() -> Environment:
     )
 
 
-def plain(value: Any) -> str:
-    """A value as Markdown that reads as the value, in one line: no markup, link or mention."""
-    text = _MARKDOWN.sub(lambda found: found[0][:-1] + "\\" + found[0][-1], one_line(value))
-    for sign, entity in _ENTITIES.items():
-        text = text.replace(sign, entity)
-    return text
-
-
-def one_line(value: Any) -> str:
-    """A value as text in one line, without signs that end lines or steer terminals."""
-    return " ".join(str(readable(str(value))).split())
-
-
-def fenced(text: str, language: str = "") -> Markup:
-    """A text as it is, in a block of code; the fence is longer than any in it."""
-    shown = str(readable(text))
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}{language}\n{shown}\n{fence}")
-
-
 def data_sources(run: Run) -> list[dict[str, Any]]:
     """What was trained and tested on: split, name (never a path), shape, rows, licence, sha256."""
     sources = read_json(run.ledger)["sources"]
@@ -161,29 +148,17 @@ def data_sources(run: Run) -> list[dict[str, Any]]:
 
 def source_name(path: str) -> str:
     """A source as others may read it: of a file its name, of a dataset the dataset's."""
-    return path if ":" in path.partition("/")[0] else Path(path).name
+    # The names of Windows are cut at both kinds of slash, and lose the letter of their drive.
+    return path if path.startswith((BUNDLED, HUB)) else PureWindowsPath(path).name
 
 
-def hide_places(folder: Path) -> None:
-    """Name the base of tuned weights by its folder's name, where it is a path of this machine."""
+def hide_places(folder: Path, run: Run) -> None:
+    """Name the base of tuned weights as the run does, without a path of this machine."""
+    base = read_json(run.manifest)["base"]
     for file, field in (("adapter_config.json", "base_model_name_or_path"), (BASE_FILE, "name")):
         if (folder / file).is_file():
-            value = read_json(folder / file)
-            if Path(value[field] or "").is_absolute():
-                write_json(folder / file, {**value, field: source_name(value[field])})
-
-
-def real_voices(run: Run) -> list[dict[str, str]]:
-    """Real persons whose voice the data has, by the cards that lie beside its files."""
-    found = []
-    for source in read_json(run.ledger)["sources"]:
-        path = Path(source["path"])
-        card = path.with_name(f"{path.name.partition('.')[0]}.card.md")
-        if card.is_file():
-            for line in card.read_text(encoding="utf-8", errors="replace").splitlines():
-                if match := _VOICE.match(line):
-                    found.append({"name": match[1], "right": match[2].strip()})
-    return found
+            named = base["repo"] or source_name(base["name"])
+            write_json(folder / file, {**read_json(folder / file), field: named})
 
 
 @cache
@@ -230,15 +205,17 @@ def _results(run: Run) -> list[Any]:
     """The tuned model's scores, with their intervals in the names."""
     from huggingface_hub import EvalResult
 
-    if not run.scores.is_file():
+    evaluated = _evaluation(run)
+    if not evaluated:
         return []
-    stored = read_json(run.scores)
+    test, stored = evaluated
     names = {source["name"] for source in data_sources(run) if source["split"] != "train"}
     return [
         EvalResult(
             task_type="text-generation",
             dataset_type=one_line(read_json(run.manifest)["recipe"]),
-            dataset_name=one_line(", ".join(sorted(names)))
+            dataset_name=test
+            or one_line(", ".join(sorted(names)))
             or "rows held out from the training files",
             dataset_split="test",
             metric_type=metric["name"],
@@ -248,6 +225,17 @@ def _results(run: Run) -> list[Any]:
         for metric in _shown_metrics(stored)
         if (score := stored["scores"]["tuned"][metric["name"]])["value"] is not None
     ]
+
+
+def _evaluation(run: Run) -> tuple[str, dict[str, Any]] | None:
+    """The scores of the run's own test rows, else the newest of another file's, and its name."""
+    if run.scores.is_file():
+        return "", read_json(run.scores)
+    others = [*run.evaluation().glob("*/scores.json")]
+    if not others:
+        return None
+    newest = max(others, key=lambda file: file.stat().st_mtime)
+    return newest.parent.name.rpartition("-")[0], read_json(newest)
 
 
 def _named(label: str, score: Mapping[str, Any]) -> str:
@@ -373,13 +361,16 @@ def _python(
     where = json.dumps(base["repo"] or f"the folder of {base['name']}", ensure_ascii=False)
     if base["revision"]:
         where += f", revision={json.dumps(base['revision'])}"
+    # peft does not read which tokens end an answer; the base's own may be others.
     load = [f"model = AutoModelForCausalLM.from_pretrained({where})",
-            "model = PeftModel.from_pretrained(model, folder)"]  # fmt: skip
+            "model = PeftModel.from_pretrained(model, folder)",
+            "model.generation_config = GenerationConfig.from_pretrained(folder)"]  # fmt: skip
     if kind == "merged":
         load = ["model = AutoModelForCausalLM.from_pretrained(folder)"]
     lines = [
         *(["from peft import PeftModel"] if kind == "adapter" else []),
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer"
+        + (", GenerationConfig" if kind == "adapter" else ""),
         "",
         'folder = "."  # this folder, or ORG/NAME',
         "tokenizer = AutoTokenizer.from_pretrained(folder)",

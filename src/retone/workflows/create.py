@@ -45,6 +45,7 @@ from retone.run_dir import (
 )
 from retone.training.optim import NEED_BITSANDBYTES
 from retone.workflows.diagnosis import allowed, diagnose
+from retone.workflows.voices import Voice, united, voices_of_adapter, voices_of_data
 
 VERSIONED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sacrebleu")
 SOURCED: tuple[Literal["train", "test", "against"], ...] = ("train", "test", "against")
@@ -94,10 +95,11 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     older = [file for file in parent.iterdir() if file.is_file()] if parent else []
     if parent:
         check_base(parent, prepared.base)
+    voices = united([voices_of_data(recipe), voices_of_adapter(parent) if parent else []])
     return create_run(
         name,
         run_manifest(
-            prepared.base, prepared.template, prepared.resolved, name, key, sources, parent
+            prepared.base, prepared.template, prepared.resolved, name, key, sources, parent, voices
         ),
         {
             **{f"data/{file.relative_to(folder)}": file for file in files},
@@ -294,6 +296,7 @@ def run_manifest(
     key: str,
     sources: dict[str, list[str]],
     parent: Path | None,
+    voices: list[Voice],
 ) -> dict[str, Any]:
     """What manifest.json says of a new run: its recipe's name, fingerprint, base, data, machine."""
     return {
@@ -317,6 +320,7 @@ def run_manifest(
             "sha256": base.sha256,
         },
         "data_sha256": sources,
+        "voices": voices,
         "date": template.date.isoformat() if template.date else None,
         "parent": None
         if parent is None

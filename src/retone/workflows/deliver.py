@@ -12,11 +12,12 @@ from rich.markup import escape
 from retone import console
 from retone.errors import InputError
 from retone.models.methods import METHODS
+from retone.run_dir import Run, require_new
 from retone.workflows.adopt import run_or_adapter
 from retone.workflows.export import Exported, export
 from retone.workflows.load import open_run
-from retone.workflows.ollama import create, find_pieces, write_modelfile
-from retone.workflows.push import Pushed, push
+from retone.workflows.ollama import create, require_modelfile, write_modelfile
+from retone.workflows.push import Pushed, push, require_pushable
 from retone.workflows.space import write_docker, write_space
 
 
@@ -86,37 +87,45 @@ def deliver(
         InputError, MachineError, CheckFailed: as `export`, and as the destination refuses it.
     """
     found = run_or_adapter(run, offline=offline)
-    if to == "hub" and not repo:
-        raise InputError(
-            "the hub needs the name of a repository", "no --repo",
-            f"retone export {found.name} --to hub --repo ORG/NAME --dry-run", "no-repo",
-        )  # fmt: skip
+    if output:
+        require_new(output)
     opened = open_run(found, offline=offline)
-    if to == "ollama":
-        find_pieces(opened.template)  # refuses templates before anything is written
-        form = "gguf"
     is_whole = METHODS[opened.resolved.recipe.method.kind].saved_as == "model"
-    chosen = form or ("merged" if is_whole else "adapter")
+    chosen = "gguf" if to == "ollama" else form or ("merged" if is_whole else "adapter")
+    # What can be refused early is not refused after minutes.
+    seen: dict[str, Any] = {"public": public, "dry_run": dry_run, "offline": offline}
+    if to == "hub":
+        require_pushable(found, _named(found, repo), chosen, licence=licence, **seen)
+    elif to == "ollama":
+        require_modelfile(opened, found.name.lower())
     place = output if to == "ollama" else None
     exported = export(
         str(found.path), to=chosen, output=place, licence=licence, offline=offline, **how
     )
-    if not exported.path or not exported.ok:
+    if not exported.path:
         return Delivered(exported, to, None)
     if to == "hub":
-        sent = push(
-            found, exported.path, repo or "", gate=exported.gate.as_json(), licence=licence,
-            public=public, dry_run=dry_run, offline=offline,
-        )  # fmt: skip
+        gate = exported.gate.as_json()
+        sent = push(found, exported.path, _named(found, repo), gate=gate, licence=licence, **seen)
         return Delivered(exported, to, exported.path, sent)
     if to == "ollama":
         modelfile = write_modelfile(next(exported.path.glob("*.gguf")), opened)
-        made = create(modelfile, found.name.lower())
-        return Delivered(exported, to, modelfile, told=f"ollama run {found.name}" if made else "")
+        name = found.name.lower()
+        told = f"ollama run {name}" if create(modelfile, name) else ""
+        return Delivered(exported, to, modelfile, told=told)
     write, told = _FOLDERS[to]
     out = output or found.exports / to
-    write(found, exported.path, out, offline=offline)
+    write(found, exported.path, out, licence=licence, offline=offline)
     return Delivered(exported, to, out, told=told)
+
+
+def _named(run: Run, repo: str | None) -> str:
+    if repo:
+        return repo
+    raise InputError(
+        "the hub needs the name of a repository", "no --repo",
+        f"retone export {run.name} --to hub --repo ORG/NAME --dry-run", "no-repo",
+    )  # fmt: skip
 
 
 _Write = Callable[..., None]

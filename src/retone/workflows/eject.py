@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,9 +27,11 @@ from retone.data.preparing import PreparedData
 from retone.data.spool import as_row, from_line
 from retone.errors import InputError
 from retone.models.adapters import IA3_FEEDFORWARD, IA3_TARGETS
+from retone.models.locate import LocatedModel
 from retone.run_dir import Run, find_run, read_json, whole_folder, write_jsonl, write_whole
 from retone.training.optim import LAST_SHARE
 from retone.workflows.adopt import trained_here
+from retone.workflows.card import source_name
 from retone.workflows.load import Opened, open_run
 
 IGNORED = -100  # label of a token that is not trained
@@ -72,20 +75,29 @@ class Ejected:
         path: the folder.
         files: names of the files in it.
         left_out: what the script does not do or does otherwise, a sentence each.
+        base: where the base model is on this machine; None where the script has it from the hub.
+            No file says so: the folder may be given to others.
     """
 
     path: Path
     files: list[str]
     left_out: list[str]
+    base: Path | None
 
     def as_json(self) -> dict[str, Any]:
         """The object of `retone eject --json`."""
-        return {"path": str(self.path), "files": self.files, "left_out": self.left_out}
+        base = None if self.base is None else str(self.base)
+        return {
+            "path": str(self.path), "files": self.files, "left_out": self.left_out, "base": base,
+        }  # fmt: skip
 
     def show(self) -> None:
         """Print what to type next; what is left out goes to stderr."""
         told = f"wrote {self.path}: {', '.join(self.files)}   next: {self.path / 'README.md'}"
         console.out().print(told, markup=False, soft_wrap=True)
+        if self.base:
+            command = f"BASE={shlex.quote(str(self.base))} python train.py"
+            console.out().print(f"here: {command}", markup=False, soft_wrap=True)
         console.note(f"not carried over: {len(self.left_out)}")
         for sentence in self.left_out:
             console.err.print(f"  {sentence}", markup=False, soft_wrap=True)
@@ -103,9 +115,11 @@ def eject(run: str, *, output: Path | None = None, offline: bool = False) -> Eje
     named at once).
     """
     found = find_run(run)
-    if not trained_here(read_json(found.manifest)):
+    manifest = read_json(found.manifest)
+    if not trained_here(manifest):
+        made = "blended of other runs" if "blended" in manifest else "trained elsewhere"
         raise InputError(
-            "there is no training to write down", f"{found.name} was trained elsewhere",
+            "there is no training to write down", f"{found.name} was {made}",
             f"retone export {found.name} --to adapter", "trained-elsewhere",
         )  # fmt: skip
     folder = output or Path(f"{found.name}-trl")
@@ -135,7 +149,12 @@ def eject(run: str, *, output: Path | None = None, offline: bool = False) -> Eje
                 lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 write_whole(staging / f"{split}.jsonl", lines)
         files = sorted(file.name for file in staging.iterdir())
-    return Ejected(folder, files, left_out)
+    return Ejected(folder, files, left_out, _place(opened.base))
+
+
+def _place(base: LocatedModel) -> Path | None:
+    """The folder that the script has to be told of, for a base that is not fetched from the hub."""
+    return None if base.origin == "hub" else base.path
 
 
 def trained_rows(run: Run, split: str, *, weighted: bool) -> Iterator[dict[str, Any]]:
@@ -273,7 +292,8 @@ def _context(opened: Opened, order: Order, weighted: bool) -> dict[str, Any]:
         "weighted": weighted,
         "own_loss": weighted or recipe.objective.label_smoothing > 0,
         "smoothing": recipe.objective.label_smoothing,
-        "base": base.repo if base.origin == "hub" else str(base.path),
+        "base": base.repo or source_name(base.name),
+        "told": _place(base) is not None,
         "revision": base.revision,
         "located": base,
         "adapter": ADAPTERS.get(method.kind),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ from retone import console
 from retone.errors import InputError
 from retone.evaluation.gate import Gate, Said, limits_of
 from retone.evaluation.numbers import size
+from retone.models.adapters import read_part
+from retone.models.foreign import check_fits
+from retone.models.gguf_architectures import read_architecture
 from retone.models.gguf_export import convert_with_checkout, write_gguf
 from retone.models.gguf_lora import write_lora_gguf
 from retone.models.gguf_quants import kind_named
@@ -23,10 +27,18 @@ from retone.models.loading import load_base
 from retone.models.locate import LocatedModel, locate
 from retone.models.merging import merged_model, require_mergeable, require_unpacked, save_model
 from retone.models.methods import METHODS
-from retone.run_dir import Run, link_or_copy, whole_folder, write_json
+from retone.planning import probe_machine
+from retone.run_dir import Run, require_new, whole_folder, write_json
 from retone.workflows.adopt import run_or_adapter
 from retone.workflows.card import hide_places, write_card
-from retone.workflows.export_gate import hear, llama_gate, plain_gate, weights_check
+from retone.workflows.export_gate import (
+    adapter_gate,
+    hear,
+    llama_gate,
+    merged_gate,
+    weights_check,
+)
+from retone.workflows.licences import base_licence
 from retone.workflows.load import Opened, open_run
 from retone.workflows.report import write_report
 
@@ -43,6 +55,7 @@ class Order:
         kind: of a GGUF file's weights.
         dtype: of merged weights.
         checkout: of llama.cpp, whose converter is to write GGUF files; None for our own.
+        licence: of the base, as the user says.
         notes: what is to be told besides; filled on the way.
     """
 
@@ -51,6 +64,7 @@ class Order:
     kind: str
     dtype: str
     checkout: Path | None
+    licence: str | None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -62,6 +76,11 @@ class Order:
     def method(self) -> str:
         """What it trained."""
         return self.opened.resolved.recipe.method.kind
+
+    @property
+    def other_base(self) -> LocatedModel | None:
+        """The base that `--base` names; None for the run's own."""
+        return None if self.base is self.opened.base else self.base
 
     @property
     def another_base(self) -> bool:
@@ -176,7 +195,10 @@ def export(
         MachineError: a package is missing, or the disk is full.
     """
     form = FORMS[to]
-    order = _order(run, kind, dtype, base, checkout, offline=offline)
+    if output:
+        require_new(output)
+    order = _order(run, kind, dtype, base, checkout, licence, offline=offline)
+    base_licence(order.run, licence, order.other_base)  # refuses another than is known
     form.check(order)
     name = f"gguf-{kind}" if to == "gguf" else to
     place = output or order.run.exports / name
@@ -191,9 +213,10 @@ def export(
                 gate = form.gate(order, staging, said, tick)
                 if not gate.ok:
                     raise _Blocked
-                write_card(order.run, to, gate.as_json(), staging, licence)
+                write_card(order.run, to, gate.as_json(), staging, licence, base=order.other_base)
         except _Blocked:
             path = None
+            shutil.rmtree(order.run.exports / name, ignore_errors=True)  # an older one is not it
     found = Exported(order.run, name, path, gate, tuple(order.notes))
     _keep(found)
     return found
@@ -205,7 +228,7 @@ class _Blocked(Exception):
 
 def _order(
     run: str, kind: str, dtype: str | None, base: str | None, checkout: Path | None,
-    *, offline: bool,
+    licence: str | None, *, offline: bool,
 ) -> Order:  # fmt: skip
     found = run_or_adapter(run, offline=offline)
     if not found.tuned.is_dir():
@@ -216,7 +239,8 @@ def _order(
     opened = open_run(found, offline=offline)
     with console.ticker() as tick:
         into = locate(base, offline=offline, progress=tick) if base else opened.base
-    return Order(opened, into, kind, dtype or opened.resolved.recipe.model.dtype, checkout)
+    stored = dtype or opened.resolved.recipe.model.dtype
+    return Order(opened, into, kind, stored, checkout, licence)
 
 
 def _keep(found: Exported) -> None:
@@ -242,26 +266,42 @@ def _check_adapter(order: Order) -> None:
             else f"its own folder is {order.run.tuned}; retone loads it",
             "no-adapter",
         )  # fmt: skip
+    _refuse_other_base(order, "an adapter holds no base")
+
+
+def _refuse_other_base(order: Order, why: str) -> None:
+    if order.other_base:
+        raise InputError(
+            "--base is what an adapter is merged into", why, "leave --base out", "no-merge"
+        )
+
+
+def _check_lora(order: Order) -> None:
+    _check_adapter(order)
+    read_part(order.run.adapter)  # refuses what is more than plain LoRA
+    read_architecture(order.base.path)
 
 
 def _write_adapter(order: Order, folder: Path) -> None:
-    for file in order.run.adapter.iterdir():
-        link_or_copy(file, folder / file.name)
+    for file in order.run.adapter.iterdir():  # no links: others write into their folders in place
+        shutil.copyfile(file, folder / file.name)
     # Plain `generate` ends where the base's own configuration says, which may be elsewhere.
     stops = sorted(order.opened.template.stop_ids)
     write_json(folder / "generation_config.json", {"eos_token_id": stops, "do_sample": False})
-    hide_places(folder)
+    hide_places(folder, order.run)
 
 
 def _gate_adapter(order: Order, folder: Path, said: list[Said], tick: console.Ticker) -> Gate:
-    return plain_gate(
-        order.opened, folder, said, tick, adapter=True, limits=order.limits("adapter")
-    )
+    return adapter_gate(order.opened, folder, said, tick, limits_of("adapter"))
 
 
 def _check_merged(order: Order) -> None:
     require_mergeable(order.run, order.method)
     require_unpacked(order.base.path)
+    if METHODS[order.method].saved_as == "model":
+        _refuse_other_base(order, f"{order.run.name} trained the whole model")
+    elif order.other_base:
+        check_fits(order.run.adapter, order.base, len(order.opened.tokenizer))
     if order.another_base:
         order.notes.append(
             "The adapter was trained on other weights than these (packed ones, or another copy), "
@@ -279,10 +319,12 @@ def _write_merged(order: Order, folder: Path) -> None:
 
 
 def _gate_merged(order: Order, folder: Path, said: list[Said], tick: console.Ticker) -> Gate:
-    limits = order.limits("float32" if order.dtype == "float32" else "merged")
-    gate = plain_gate(order.opened, folder, said, tick, adapter=False, limits=limits)
+    exact = order.dtype == "float32" and probe_machine().device == "cpu"
+    limits = order.limits("float32" if exact else "merged")
+    gate = merged_gate(order.opened, folder, said, tick, limits, order.dtype)
     if METHODS[order.method].saved_as == "adapter":
-        check = weights_check(folder, order.base.path, order.run.adapter, limits["weights"])
+        stored = limits_of("float32" if order.dtype == "float32" else "merged")["weights"]
+        check = weights_check(folder, order.base.path, order.run.adapter, stored)
         gate.checks["weights"] = check
     return gate
 
@@ -290,6 +332,8 @@ def _gate_merged(order: Order, folder: Path, said: list[Said], tick: console.Tic
 def _check_gguf(order: Order) -> None:
     kind_named(order.kind)
     _check_merged(order)
+    if not order.checkout:
+        read_architecture(order.base.path)
 
 
 def _gguf_of(order: Order, folder: Path) -> Path:
@@ -298,7 +342,7 @@ def _gguf_of(order: Order, folder: Path) -> Path:
 
 def _write_gguf(order: Order, folder: Path) -> None:
     file, template = _gguf_of(order, folder), order.opened.template.text
-    licence = order.base.licence
+    licence = order.base.licence or order.licence
     with order.merged(folder) as merged:
         if order.checkout:
             convert_with_checkout(order.checkout, merged, file, order.kind)
@@ -340,5 +384,5 @@ FORMS: dict[str, Form] = {
     "adapter": Form(_check_adapter, _write_adapter, _gate_adapter),
     "merged": Form(_check_merged, _write_merged, _gate_merged),
     "gguf": Form(_check_gguf, _write_gguf, _gate_gguf),
-    "lora": Form(_check_adapter, _write_lora, _gate_lora),
+    "lora": Form(_check_lora, _write_lora, _gate_lora),
 }

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import PeftModel
 from transformers import AutoTokenizer, GenerationConfig
@@ -14,7 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from retone import console
 from retone.conversation import Message
 from retone.errors import MachineError
-from retone.evaluation.gate import Check, Gate, Prompt, Said, judge, not_run, say
+from retone.evaluation.gate import TOKENS, Check, Gate, Prompt, Said, judge, not_run, say
 from retone.inference.engine import Engine
 from retone.inference.llama_cpp import LlamaServer
 from retone.inference.speaking import LlamaSpeaker, OwnSpeaker, PlainSpeaker, Speaker
@@ -24,6 +23,7 @@ from retone.models.saving import load_tuned
 from retone.planning import probe_machine
 from retone.workflows.load import Opened, read_split
 
+Made = TypeVar("Made")
 PROMPTS = 20
 FROM_TEST = 12  # of them: the first held-out rows
 # What any chat model can be asked, with what tokenizers get wrong: digits, accents, blanks, code.
@@ -70,27 +70,40 @@ def hear(opened: Opened, tick: console.Ticker) -> list[Said]:
     On a CPU it computes in float32, so that what differs is the export and not the luck of
     rounding; on a GPU as it was trained, for float32 may not fit.
     """
-    with loaded(lambda: load_tuned(opened.run.tuned, opened.base, _load(opened))) as model:
+
+    def ask(model: Any) -> list[Said]:
         engine = Engine(model, opened.tokenizer, opened.template)
         return say(OwnSpeaker(engine), prompts_of(opened), _counted(tick, "asking the run"))
 
+    return _with(lambda: load_tuned(opened.run.tuned, opened.base, trained(opened)), ask)
 
-def plain_gate(
-    opened: Opened, folder: Path, said: list[Said], tick: console.Ticker, *, adapter: bool,
-    limits: dict[str, float],
-) -> Gate:  # fmt: skip
-    """The gate of a folder that transformers loads: a whole model, or a peft adapter."""
+
+def adapter_gate(
+    opened: Opened, folder: Path, said: list[Said], tick: console.Ticker, limits: dict[str, float]
+) -> Gate:
+    """The gate of a peft folder on the base that it was trained on."""
 
     def load() -> Any:
-        if not adapter:
-            return _load(opened)(folder)
-        model = PeftModel.from_pretrained(_load(opened)(opened.base.path), folder).eval()
+        model = PeftModel.from_pretrained(trained(opened)(opened.base.path), folder).eval()
         model.generation_config = GenerationConfig.from_pretrained(folder)
         return model
 
-    with loaded(load) as model:
-        speaker = PlainSpeaker(model, AutoTokenizer.from_pretrained(folder))
-        return _judged(opened, speaker, said, tick, limits)
+    return _with(load, lambda model: _plainly(opened, model, folder, said, tick, limits))
+
+
+def merged_gate(
+    opened: Opened, folder: Path, said: list[Said], tick: console.Ticker, limits: dict[str, float],
+    dtype: str,
+) -> Gate:  # fmt: skip
+    """The gate of a folder that holds a whole model."""
+    device = probe_machine().device
+    kind = "float32" if device == "cpu" else dtype
+    model = opened.resolved.recipe.model
+
+    def load() -> Any:
+        return load_base(folder, dtype=kind, attention=model.attention, device=device)
+
+    return _with(load, lambda model: _plainly(opened, model, folder, said, tick, limits))
 
 
 def llama_gate(
@@ -98,8 +111,9 @@ def llama_gate(
     lora: Path | None = None,
 ) -> Gate:  # fmt: skip
     """The gate of a GGUF file, run by llama.cpp; "not run" where that is not installed."""
+    context = max((len(one.ids) for one in said), default=0) + 3 * TOKENS
     try:
-        with LlamaServer(file, lora=lora) as server:
+        with LlamaServer(file, lora=lora, context=context) as server:
             return _judged(opened, LlamaSpeaker(server), said, tick, limits)
     except MachineError as error:
         if error.code != "no-llamacpp":
@@ -117,6 +131,15 @@ def weights_check(written: Path, base: Path, adapter: Path, limit: float) -> Che
     return Check(error, limit, error <= limit, told)
 
 
+def _plainly(
+    opened: Opened, model: Any, folder: Path, said: list[Said], tick: console.Ticker,
+    limits: dict[str, float],
+) -> Gate:  # fmt: skip
+    """The gate of a model in plain transformers, with its folder's own tokenizer."""
+    speaker = PlainSpeaker(model, AutoTokenizer.from_pretrained(folder))
+    return _judged(opened, speaker, said, tick, limits)
+
+
 def _judged(
     opened: Opened, speaker: Speaker, said: list[Said], tick: console.Ticker,
     limits: dict[str, float],
@@ -124,19 +147,16 @@ def _judged(
     return judge(said, speaker, opened.template.parse, limits, _counted(tick, "asking the export"))
 
 
-@contextmanager
-def loaded(load: Callable[[], Any]) -> Iterator[Any]:
-    """A model that is gone from memory when the block ends."""
-    model = load()
+def _with(load: Callable[[], Any], ask: Callable[[Any], Made]) -> Made:
+    """What a model says that is gone from memory afterwards."""
     try:
-        yield model
+        return ask(load())
     finally:
-        del model
-        gc.collect()
+        gc.collect()  # a whole tuned model and its base know each other
 
 
-def _load(opened: Opened) -> Callable[[Path], Any]:
-    """How models are loaded for a comparison."""
+def trained(opened: Opened) -> Callable[[Path], Any]:
+    """Loads models as the run had them: packed where it was; on a CPU else in float32."""
     model, device = opened.resolved.recipe.model, probe_machine().device
     exact = device == "cpu" and model.quantization == "none"
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from safetensors import safe_open
+
 from retone.errors import InputError
+from retone.models.locate import LocatedModel
 from retone.run_dir import Run, read_json
+
+# What names of an adapter's tensors have in them that are no weights of the base.
+OWN = (".lora_", ".ia3_", ".prompt_embeddings", ".bottleneck_")
 
 
 @dataclass(frozen=True)
@@ -52,22 +57,23 @@ def licence_table() -> dict[str, Licence]:
     return {name: Licence(name, **row) for name, row in tomllib.loads(text).items()}
 
 
-def base_licence(run: Run, said: str | None = None) -> Licence:
-    """The licence of the run's base model.
+def base_licence(run: Run, said: str | None = None, base: LocatedModel | None = None) -> Licence:
+    """The licence of the base model's weights.
 
     Args:
         run: a run.
         said: what the user knows it to be; for a base that the table of models does not have.
+        base: whose weights an export holds, where that is not the run's own base.
 
     Raises:
         InputError: the user says another licence than the one that is known.
     """
-    recorded = read_json(run.manifest)["base"]["licence"]
-    found, given = _named(recorded), _named(said)
+    known = base.licence if base else read_json(run.manifest)["base"]["licence"]
+    found, given = _named(known), _named(said)
     if found.name and given.name and found != given:
         raise InputError(
             "the base model has another licence",
-            f"--licence {given.name}, and {run.name} was tuned from a model under {found.name}",
+            f"--licence {given.name}, and {run.name} is made from a model under {found.name}",
             "leave --licence out",
             "other-licence",
         )
@@ -75,17 +81,25 @@ def base_licence(run: Run, said: str | None = None) -> Licence:
 
 
 def _named(name: str | None) -> Licence:
+    """The row of a licence by its name or the hub's, in any case of letters."""
     wanted = (name or "").strip()
     rows = licence_table().values()
-    return next((row for row in rows if row.name.lower() == wanted.lower()), Licence(wanted))
+    same = (row for row in rows if wanted.lower() in (row.name.lower(), row.hub))
+    return next(same, Licence(wanted))
 
 
 def require_passing_on(
-    run: Run, kind: str, licence: Licence, model: str, said: str | None = None
+    run: Run,
+    kind: str,
+    licence: Licence,
+    model: str,
+    said: str | None = None,
+    base: LocatedModel | None = None,
 ) -> None:
     """Refuse to give base weights away where their licence does not allow it (InputError).
 
-    An adapter holds no weights of the base, and is never refused.
+    An adapter is free of that where it holds no weights of the base; the name that a licence asks
+    of a model made from the base, it asks of adapters too.
 
     Args:
         run: whose base it is.
@@ -93,29 +107,54 @@ def require_passing_on(
         licence: of the base.
         model: the name it will have, without its owner's.
         said: the licence that the user named, who answers for one that is not in the table.
+        base: as `base_licence`.
     """
-    if kind in ("adapter", "lora"):
-        return
-    base: Mapping[str, Any] = read_json(run.manifest)["base"]
+    name = base.name if base else read_json(run.manifest)["base"]["name"]
+    held = "" if kind not in ("adapter", "lora") else _base_tensor(run)
+    if held is not None:
+        _require_allowed(run, licence, name, held, said)
+    if not model.lower().startswith(licence.begins.lower()):
+        better = f"{licence.begins}-{model}"
+        raise InputError(
+            f'the name of a model made from this base has to begin with "{licence.begins}"',
+            f"{model}: {name} is under {licence.name}, {licence.source}",
+            f"call it {better}: on the hub --repo ORG/{better}, elsewhere "
+            f"retone runs --rename {run.name} {better}",
+            "licence-name",
+        )
+
+
+def _require_allowed(run: Run, licence: Licence, base: str, held: str, said: str | None) -> None:
+    what, alone = base, f"push the adapter alone: retone export {run.name} --to hub"
+    alone += " --repo ORG/NAME --as adapter"
+    if held:
+        what = f"{base}, whose {held} the adapter holds"
+        alone = "train an adapter without whole matrices, biases and new tokens (method.train_also)"
+    no_changes = "nd" in re.split(r"[^a-z]+", licence.name.lower())
+    if no_changes or (licence.known and not licence.redistribute):
+        raise InputError(
+            "the base model's licence does not allow giving away what was changed",
+            f"{what}: {licence.name}{f', {licence.source}' if licence.known else ''}",
+            alone,
+            "licence-forbids",
+        )
     if not licence.known and not said:
         raise InputError(
             "it is not known whether the base model's weights may be given away",
-            f"{base['name']}: licence {licence.name or 'unknown'}",
-            "look it up on the model's page, then: --licence SPDX-NAME; or push the adapter alone: "
-            f"retone export {run.name} --to adapter",
+            f"{what}: licence {licence.name or 'unknown'}",
+            f"look it up on the model's page, then: --licence SPDX-NAME; or {alone}",
             "unknown-licence",
         )
-    if licence.known and not licence.redistribute:
-        raise InputError(
-            "the base model's licence does not allow giving away what was changed",
-            f"{base['name']}: {licence.name}, {licence.source}",
-            f"push the adapter alone: retone export {run.name} --to adapter",
-            "licence-forbids",
-        )
-    if not model.lower().startswith(licence.begins.lower()):
-        raise InputError(
-            f'the name of a model made from this base has to begin with "{licence.begins}"',
-            f"{model}: {base['name']} is under {licence.name}, {licence.source}",
-            f"name the repository {licence.begins}-{model}",
-            "licence-name",
-        )
+
+
+def _base_tensor(run: Run) -> str | None:
+    """A tensor of the run's adapter that holds weights of the base, or None.
+
+    Whole matrices (`method.train_also`), biases and rows of added tokens are such weights.
+    """
+    for file in run.adapter.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(tensors.keys()):
+                if not any(own in f".{name}" for own in OWN):
+                    return str(name)
+    return None

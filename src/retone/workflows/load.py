@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from retone.inference.engine import Engine
 from retone.inference.sampling import Answer, Sampling
 from retone.models.loading import load_base, load_tokenizer
 from retone.models.locate import LocatedModel, locate
-from retone.models.saving import load_tuned
+from retone.models.saving import load_tuned, require_same_base
 from retone.planning import ModelFacts, Resolved, dtype_for, probe_machine
 from retone.run_dir import Run, read_json
 from retone.workflows.adopt import run_or_adapter, trained_here
@@ -84,16 +84,12 @@ def open_run(run: Run, *, offline: bool = False) -> Opened:
     with console.ticker() as tick:
         revision = manifest["base"]["revision"] or model.revision
         base = locate(model.name, revision=revision, offline=offline, progress=tick)
-    if base.sha256 != manifest["base"]["sha256"]:
-        raise InputError(
-            "the base model is not the one of this run",
-            f"{run.name}: {manifest['base']['origin']} sha256 {manifest['base']['sha256'][:12]}, "
-            f"now {base.origin} sha256 {base.sha256[:12]}",
-            "put that model back, or start over: retone run RECIPE --fresh",
-            "other-base",
-        )
+    trained = trained_here(manifest)
+    anew = "retone run RECIPE --fresh" if trained else f"retone adopt {run.adapter} --model MODEL"
+    remedy = f"put that model back, or start over: {anew}"
+    require_same_base(run.name, manifest["base"], asdict(base), remedy)
     # Tokens and template that another tool added to an adapter's tokenizer are in that one alone.
-    tokenizer = load_tokenizer(base if trained_here(manifest) else replace(base, path=run.adapter))
+    tokenizer = load_tokenizer(base if trained else replace(base, path=run.adapter))
     date = datetime.date.fromisoformat(manifest["date"]) if manifest["date"] else None
     template = ChatTemplate(tokenizer, name=base.name, date=date, style=model.template)
     changed = template.verify_lock(read_json(run.template_lock))
@@ -101,7 +97,7 @@ def open_run(run: Run, *, offline: bool = False) -> Opened:
         raise InputError(
             "the chat template renders other tokens than when the run was made",
             f"{run.name}: {changed[0]}",
-            "restore the base model's chat template, or start over with --fresh",
+            f"restore the chat template, or start over: {anew}",
             "template-changed",
         )
     return Opened(run, resolved, base, tokenizer, template)

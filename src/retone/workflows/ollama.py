@@ -148,6 +148,39 @@ def _go(text: str) -> str:
     return f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}" if text else ""
 
 
+def require_modelfile(opened: Opened, name: str) -> None:
+    """What can be said of a Modelfile before there is a GGUF file.
+
+    Raises:
+        InputError: Ollama takes no model of that name, cannot render the template, or cannot hold
+            the system prompt.
+    """
+    check_name(name)
+    _require_quotable(opened)
+    find_pieces(opened.template)
+
+
+def check_name(name: str) -> None:
+    """InputError for a name that Ollama takes no model by."""
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            "Ollama takes no model of that name",
+            repr(name),
+            "retone runs --rename OLD NEW, where NEW is letters, digits, dots and dashes",
+            "wrong-name",
+        )
+
+
+def _require_quotable(opened: Opened) -> None:
+    if '"""' in (opened.resolved.recipe.data.system or ""):
+        raise InputError(
+            "a Modelfile cannot hold the system prompt",
+            f'{opened.run.name}: data.system has three quotation marks in a row (""")',
+            "write them another way in the recipe, and run it again",
+            "no-ollama-system",
+        )
+
+
 def write_modelfile(gguf: Path, opened: Opened) -> Path:
     """Write `Modelfile` beside a GGUF file of the run's tuned model.
 
@@ -158,6 +191,7 @@ def write_modelfile(gguf: Path, opened: Opened) -> Path:
         InputError: Ollama cannot render the template, or hold the system prompt.
     """
     template, recipe = opened.template, opened.resolved.recipe
+    _require_quotable(opened)
     pieces = _for_tokenizer(find_pieces(template), gguf, opened)
     stops = [str(opened.tokenizer.convert_ids_to_tokens(one)) for one in sorted(template.stop_ids)]
     lines = [
@@ -166,7 +200,7 @@ def write_modelfile(gguf: Path, opened: Opened) -> Path:
         f'TEMPLATE """{pieces.go_template()}"""',
     ]
     if recipe.data.system:
-        lines.append(f'SYSTEM """{_quotable(recipe.data.system, opened)}"""')
+        lines.append(f'SYSTEM """{recipe.data.system}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     lines += [
         "PARAMETER temperature 0",
@@ -191,7 +225,8 @@ def _for_tokenizer(pieces: Pieces, gguf: Path, opened: Opened) -> Pieces:
         raise InputError(
             "Ollama would put a token before every prompt that the run was not trained with",
             f"{gguf.name}: {_ADDS_BOS} is not false, and the chat template begins without it",
-            f"write the GGUF again: retone export {opened.run.name} --to gguf",
+            "leave --llama-cpp out: retone itself writes what the template begins with; otherwise "
+            f"retone serve {opened.run.name}",
             "other-prompt",
         )
     if not adds:
@@ -209,34 +244,23 @@ def _adds_bos(gguf: Path) -> bool:
     return True if field is None else bool(field.contents())
 
 
-def _quotable(text: str, opened: Opened) -> str:
-    if '"""' in text:
-        raise InputError(
-            "a Modelfile cannot hold the system prompt",
-            f'{opened.run.name}: data.system has three quotation marks in a row (""")',
-            "write them another way in the recipe, and run it again",
-            "no-ollama-system",
-        )
-    return text
-
-
 def create(modelfile: Path, name: str) -> bool:
-    """Have Ollama make the model `name`; False, and a note of the command, where it is missing.
+    """Have Ollama make the model `name`.
+
+    False, and a note of the command, where Ollama is missing or has a model of that name, which may
+    be somebody's own.
 
     Raises:
         InputError: Ollama takes no such name.
         MachineError: Ollama failed.
     """
-    if not _NAME.fullmatch(name):
-        raise InputError(
-            "Ollama takes no model of that name",
-            repr(name),
-            "letters, digits, dots and dashes: my-model, or my-model:v2",
-            "wrong-name",
-        )
+    check_name(name)
     command = ["ollama", "create", name, "-f", str(modelfile)]
     if shutil.which("ollama") is None:
         console.note(f"Ollama is not installed; where it is: {shlex.join(command)}")
+        return False
+    if subprocess.run(["ollama", "show", name], capture_output=True, check=False).returncode == 0:
+        console.note(f"Ollama has a model {name} already; to replace it: {shlex.join(command)}")
         return False
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:

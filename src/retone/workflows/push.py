@@ -18,9 +18,11 @@ from rich.markup import escape
 from retone import console
 from retone.errors import CheckFailed, InputError, MachineError, RetoneError
 from retone.evaluation.numbers import size
+from retone.models.locate import LocatedModel
 from retone.run_dir import Run
-from retone.workflows.card import CARD, real_voices
+from retone.workflows.card import CARD
 from retone.workflows.licences import base_licence, require_passing_on
+from retone.workflows.voices import real_voices
 
 WAITS = (1.0, 4.0, 15.0)  # seconds before each further try
 _BUSY = (408, 429, 500, 502, 503, 504)  # answers after which the same may go through
@@ -34,7 +36,7 @@ class Pushed:
     Attributes:
         repo: ORG/NAME on the hub.
         url: of the commit; empty for a dry run.
-        public: whether everybody can read it.
+        public: whether everybody can read it, as the hub says; of a dry run, as was asked.
         files: name -> bytes.
         card: the model card.
         sent: false for a dry run.
@@ -66,6 +68,37 @@ class Pushed:
             to.print(self.url, soft_wrap=True)
 
 
+def require_pushable(
+    run: Run,
+    repo: str,
+    kind: str,
+    *,
+    licence: str | None = None,
+    public: bool = False,
+    dry_run: bool = False,
+    offline: bool = False,
+    base: LocatedModel | None = None,
+) -> None:
+    """What can be said of a push before anything is exported.
+
+    Args:
+        run, repo, licence, public, dry_run, offline: as `push`.
+        kind: adapter, merged, gguf, or lora (an adapter as GGUF).
+        base: what the adapter is merged into, where that is not the run's own base.
+
+    Raises:
+        InputError: the name, the licence or the voice of a real person forbids it.
+        MachineError: the network is switched off.
+    """
+    _require_name(repo)
+    found = base_licence(run, licence, base)
+    require_passing_on(run, kind, found, repo.partition("/")[2], licence, base)
+    if public:
+        _require_rights(run)
+    if offline and not dry_run:
+        raise _unreachable("the network is switched off (--offline)")
+
+
 def push(
     run: Run,
     folder: Path,
@@ -76,6 +109,7 @@ def push(
     public: bool = False,
     dry_run: bool = False,
     offline: bool = False,
+    base: LocatedModel | None = None,
 ) -> Pushed:
     """Send an exported folder, with its card, to the hub.
 
@@ -88,6 +122,7 @@ def push(
         public: readable by everybody; else the repository has to be private.
         dry_run: only say what would be sent.
         offline: refused, unless it is a dry run.
+        base: as `require_pushable`.
 
     Raises:
         CheckFailed: the gate did not pass.
@@ -95,22 +130,18 @@ def push(
         MachineError: no network, no token, no permission, no room.
     """
     files = _files(folder)
-    _require_gate(folder, gate)
-    _require_name(repo)
+    _require_gate(run, folder, repo, gate)
     kind = kind_of(folder)
-    found = base_licence(run, licence)
-    require_passing_on(run, kind, found, repo.partition("/")[2], licence)
-    if public:
-        _require_rights(run)
+    require_pushable(
+        run, repo, kind, licence=licence, public=public, dry_run=dry_run, offline=offline, base=base
+    )
     card = (folder / CARD).read_text(encoding="utf-8")
     sizes = {name: file.stat().st_size for name, file in files.items()}
     if dry_run:
         return Pushed(repo, "", public, sizes, card, False)
-    if offline:
-        raise _unreachable("the network is switched off (--offline)")
     message = f"{run.name}: {kind}, made with retone"
-    url = _with_patience(lambda: _sent(repo, files, message, public=public), repo)
-    return Pushed(repo, url, public, sizes, card, True)
+    url, private = _with_patience(lambda: _sent(repo, files, message, public=public), repo)
+    return Pushed(repo, url, not private, sizes, card, True)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -124,7 +155,7 @@ def _files(folder: Path) -> dict[str, Path]:
         raise InputError(
             "only what was exported is pushed",
             f"{folder} has no {CARD}" if folder.is_dir() else f"{folder} is no folder",
-            "retone export RUN --to adapter -o FOLDER   (or merged, or gguf)",
+            "retone export RUN --to hub --repo ORG/NAME   (exports and pushes)",
             "not-exported",
         )
     return found
@@ -140,17 +171,21 @@ def kind_of(folder: Path) -> str:
     return "merged" if (folder / "config.json").is_file() else "adapter"
 
 
-def _require_gate(folder: Path, gate: Mapping[str, Any]) -> None:
+def _require_gate(run: Run, folder: Path, repo: str, gate: Mapping[str, Any]) -> None:
     """CheckFailed unless checks were made, and none of them failed."""
     failed = [name for name, check in gate.items() if check["ok"] is False]
     made = [name for name, check in gate.items() if check["ok"]]
     if failed or not made:
+        adapter = f"retone export {run.name} --to hub --repo {repo} --as adapter"
+        reasons = dict.fromkeys(check["told"] for check in gate.values() if check["told"])
         raise CheckFailed(
             "what was exported did not pass its checks, so it is not pushed",
-            f"{folder}: {', '.join(failed) + ' failed' if failed else 'no check was made'}",
-            "export it again; where it fails again, push the adapter: retone export RUN --to hub",
+            f"{folder}: {', '.join(failed)} failed" if failed
+            else f"{folder}: no check was made ({'; '.join(reasons)})",
+            f"export it again; where it fails again, push the adapter: {adapter}" if failed
+            else f"pip install 'retone[llamacpp]' runs GGUF files; or push the adapter: {adapter}",
             "gate-failed",
-        )
+        )  # fmt: skip
 
 
 def _require_name(repo: str) -> None:
@@ -177,14 +212,17 @@ def _require_rights(run: Run) -> None:
         raise InputError(
             "the voice of a real person is not published without a statement of the right to it",
             f"{run.name}: {', '.join(unstated)}, whose data card states none",
-            "write it behind \"The right to it:\" in the data's card (FILE.card.md), or leave "
-            "--public out",
+            f'write it in {run.manifest} as the "right" of each of the "voices" (in the data\'s '
+            "card it counts for runs made later), or leave --public out",
             "no-right",
         )  # fmt: skip
 
 
-def _sent(repo: str, files: Mapping[str, Path], message: str, *, public: bool) -> str:
-    """Make the repository where there is none, send what it lacks, and commit; the commit's URL."""
+def _sent(repo: str, files: Mapping[str, Path], message: str, *, public: bool) -> tuple[str, bool]:
+    """Make the repository where there is none, send what it lacks, and commit.
+
+    Returns the commit's URL, and whether the repository is private.
+    """
     from huggingface_hub import CommitOperationAdd, HfApi, constants
     from huggingface_hub.utils import disable_progress_bars, logging  # type: ignore[attr-defined]
 
@@ -193,7 +231,8 @@ def _sent(repo: str, files: Mapping[str, Path], message: str, *, public: bool) -
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings hold the signed addresses of uploads
     api = HfApi()
     api.create_repo(repo, private=not public, exist_ok=True)
-    if not public and not api.repo_info(repo).private:
+    private = bool(api.repo_info(repo).private)
+    if not (public or private):
         raise InputError(
             "everybody could read it: the repository is there already, and public",
             repo,
@@ -201,10 +240,11 @@ def _sent(repo: str, files: Mapping[str, Path], message: str, *, public: bool) -
             "public-repository",
         )
     additions = [CommitOperationAdd(name, file) for name, file in files.items()]
-    return str(api.create_commit(repo, additions, commit_message=message).commit_url)
+    commit = api.create_commit(repo, additions, commit_message=message)
+    return str(commit.commit_url), private
 
 
-def _with_patience(send: Callable[[], str], repo: str) -> str:
+def _with_patience(send: Callable[[], tuple[str, bool]], repo: str) -> tuple[str, bool]:
     """What `send` gives, tried again where the connection broke or the hub was busy."""
     for wait in (*WAITS, None):
         try:
@@ -239,7 +279,8 @@ def _refusal(error: Exception, repo: str) -> tuple[RetoneError | None, bool]:
     if isinstance(cause, ValueError) and "README.md" in str(cause):
         return InputError(
             "the hub does not take the model card", " ".join(str(cause).split()),
-            f"mend {CARD} in the folder and push again", "wrong-card",
+            f"mend {CARD} in the exported folder, then: hf upload {repo} FOLDER --private",
+            "wrong-card",
         ), False  # fmt: skip
     return None, False
 

@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,16 +15,15 @@ from typing import Any
 from retone import console
 from retone.errors import InputError, MachineError
 from retone.evaluation.votes import Votes
-from retone.models.foreign import is_adapter
-from retone.models.saving import BASE_FILE
-from retone.planning import Resolved, is_loopback
+from retone.models.saving import check_base, require_same_base
+from retone.planning import is_loopback
 from retone.recipe_file import toml_value
-from retone.run_dir import Run, all_runs, find_run, is_run, read_json
+from retone.run_dir import Run, all_runs, find_run, read_json
 from retone.workflows import jobs
 from retone.workflows.adopt import run_or_adapter
 from retone.workflows.hand_over import serve_with_vllm
 from retone.workflows.inspect import inspect
-from retone.workflows.load import Tuned, load, sample_questions
+from retone.workflows.load import Tuned, load, open_run, sample_questions
 from retone.workflows.report import write_report
 
 PASSWORD = "RETONE_PASSWORD"  # keys come from the environment alone
@@ -122,15 +121,16 @@ class FrontDesk:
         with self._lock:
             if self._open is None or self._open[0] != name:
                 tuned = load(run, offline=self._offline)
+                base = read_json(run.manifest)["base"]
+                examples = sample_questions(run, tuned.resolved.recipe)
+                service = Service(tuned.engine)
                 if self._open is not None:
                     self._open[1].close()
-                service = Service(tuned.engine)
-                self._open = name, service
-                self._base = read_json(run.manifest)["base"]
+                self._base, self._examples = base, examples
                 self._served = Served(
-                    service, run.name, self._base["name"], tuned.sampling, tuned.system or ""
+                    service, run.name, base["name"], tuned.sampling, tuned.system or ""
                 )
-                self._examples = sample_questions(run, tuned.resolved.recipe)
+                self._open = name, service
             return Opened(self._served, self._examples, partial(_about, run), partial(_report, run))
 
     def served(self) -> Any:
@@ -144,16 +144,16 @@ class FrontDesk:
     def load_adapter(self, name: str, path: str) -> None:
         """Serve a further adapter of the same base model beside the run.
 
-        A run is asked with its own system prompt; of another tool's folder nothing but the weights
-        is known.
+        A run is asked with its own system prompt; an adapter of another tool becomes a run first,
+        on a base that this machine has: nothing is fetched for it.
 
         Args:
             name: what the API calls it.
             path: a run's directory, its name, its adapter's folder, or one that peft wrote.
 
         Raises:
-            InputError: the name is taken, there is no such run, it has another base or template,
-                or the two cannot be mixed.
+            InputError: the name is taken, there is no such run, it has another base, template or
+                vocabulary, or the two cannot be mixed; or as `adopt`.
             MachineError: the memory does not hold it.
         """
         from retone.inference.api import Voice
@@ -167,15 +167,10 @@ class FrontDesk:
                     "choose another name, or unload that one",
                     "name-taken",
                 )
-            folder, system, usual = Path(path), "", served.usual
-            owner = Run(folder.parent)
-            owned = folder == owner.adapter and is_run(owner.path)
-            if owned or not is_adapter(folder):
-                run = owner if owned else find_run(path)
-                tuned = self._beside(run)
-                folder, system, usual = run.tuned, tuned.system or "", tuned.sampling
-            self._refuse_other_base(folder)
-            voice = Voice(served.service.load_adapter(folder), usual, system)
+            run = run_or_adapter(path, offline=True)
+            tuned = self._beside(run)
+            adapter = served.service.load_adapter(run.tuned)
+            voice = Voice(adapter, tuned.sampling, tuned.system or "")
             self._served = replace(served, loaded={**served.loaded, name: voice})
 
     def unload_adapter(self, name: str) -> None:
@@ -199,30 +194,23 @@ class FrontDesk:
             self._served = replace(served, loaded=rest)
 
     def _beside(self, run: Run) -> Tuned:
-        """How a run is asked by the engine that is open; InputError for another template."""
+        """How a run is asked by the engine that is open; InputError where that is not its own."""
+        opened = open_run(run, offline=True)
+        check_base(run.tuned, opened.base)
+        alone = f"serve it alone: retone serve {run.path}"
+        require_same_base(run.name, asdict(opened.base), self._base, alone)
         engine = self._served.service.engine
         changed = engine.template.verify_lock(read_json(run.template_lock))
+        if opened.tokenizer.get_vocab() != engine.tokenizer.get_vocab():
+            changed.append("its tokenizer has other tokens")
         if changed:
             raise InputError(
                 "the run was tuned with another chat template than the one that is open",
                 f"{run.name}: {changed[0]}",
-                f"serve it alone: retone serve {run.name}",
+                alone,
                 "other-template",
             )
-        return Tuned(engine, Resolved.from_json(read_json(run.resolved)))
-
-    def _refuse_other_base(self, folder: Path) -> None:
-        """InputError for an adapter of other weights, where its folder says which."""
-        file = folder / BASE_FILE
-        trained_on = read_json(file) if file.is_file() else self._base
-        if trained_on["sha256"] != self._base["sha256"]:
-            raise InputError(
-                "the adapter was trained on another base model",
-                f"{folder}: trained on {trained_on['name']}, sha256 {trained_on['sha256'][:12]}; "
-                f"open is {self._base['name']}, sha256 {self._base['sha256'][:12]}",
-                "serve it alone, or a run of its base beside it",
-                "other-base",
-            )
+        return Tuned(engine, opened.resolved)
 
     def vote(
         self, name: str, question: str, answers: tuple[str, str], tuned_at: int, choice: str

@@ -11,14 +11,16 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from retone import __version__
 from retone.run_dir import Run, check_name, read_json, whole_folder, write_json
-from retone.workflows.card import hide_places, plain, source_name
-from retone.workflows.licences import base_licence
+from retone.workflows.card import hide_places, source_name
+from retone.workflows.licences import Licence, base_licence, require_passing_on
 from retone.workflows.load import open_run
+from retone.workflows.markdown import plain
 from retone.workflows.report import write_report
 from retone.workflows.serve import PASSWORD
 
@@ -29,7 +31,12 @@ TEMPLATE = "template.jinja"
 # What serving reads of a run, and what its report is drawn from; runs lack some of them.
 READ = ("template_lock.json", "training.json", "metrics.jsonl", "evaluation/scores.json",
         "evaluation/answers.jsonl", "data/diagnosis.json", "data/test.jsonl")  # fmt: skip
-_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+# Of a base model's folder: what is loaded, and the terms that go along with it.
+_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json",
+                "generation_config.json", "tokenizer.json", "tokenizer.model",
+                "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+                "chat_template.json", "LICENSE*", "LICENCE*", "NOTICE*")  # fmt: skip
 _PINNED = ("torch", "transformers", "peft", "gradio")
 
 APP = '''\
@@ -98,11 +105,14 @@ Without a GPU, `docker build --build-arg TORCH_INDEX=ADDRESS`, where ADDRESS is 
 PyTorch's own page names for CPU wheels, makes a much smaller image. The password is given when the
 container starts and is in no layer of the image.
 
-The report inside shows test rows and answers: whoever has the image has them.
+The report inside shows test rows and answers: whoever has the image has them. So it is with the
+base model, whose licence is: {licence}.
 """
 
 
-def write_space(run: Run, tuned: Path, out: Path, *, offline: bool = False) -> None:
+def write_space(
+    run: Run, tuned: Path, out: Path, *, licence: str | None = None, offline: bool = False
+) -> None:
     """Write the folder of a Space on free CPU hardware.
 
     A base model of the hub is named, with its commit, and fetched there; any other is copied.
@@ -111,13 +121,17 @@ def write_space(run: Run, tuned: Path, out: Path, *, offline: bool = False) -> N
         run: a trained run.
         tuned: its tuned weights as exported: an adapter, or a whole model.
         out: the folder to write; one that is there is replaced once the new one is whole.
+        licence: the base's, where the table of models does not have it.
         offline: never ask a network.
+
+    Raises InputError where the base's licence does not allow giving away what is copied.
     """
     from huggingface_hub import SpaceCardData
 
     check_name(run.name)
     base = read_json(run.manifest)["base"]
     fetched = base["origin"] == "hub" and base["revision"] is not None
+    found = _require_licence(run, tuned, licence, with_base=not fetched)
     header = SpaceCardData(
         title=run.name,
         sdk="gradio",
@@ -127,7 +141,7 @@ def write_space(run: Run, tuned: Path, out: Path, *, offline: bool = False) -> N
         models=[base["repo"]] if base["repo"] else None,
         suggested_hardware="cpu-basic",
         pinned=False,
-        **base_licence(run).metadata(),
+        **found.metadata(),
     ).to_yaml()
     with whole_folder(out) as staging:
         _copy_run(run, tuned, staging, with_base=not fetched, offline=offline)
@@ -140,9 +154,12 @@ def write_space(run: Run, tuned: Path, out: Path, *, offline: bool = False) -> N
         (staging / "README.md").write_text(readme, encoding="utf-8")
 
 
-def write_docker(run: Run, tuned: Path, out: Path, *, offline: bool = False) -> None:
+def write_docker(
+    run: Run, tuned: Path, out: Path, *, licence: str | None = None, offline: bool = False
+) -> None:
     """Write the folder of an image that serves the run without a network; as `write_space`."""
     check_name(run.name)
+    found = _require_licence(run, tuned, licence, with_base=True)
     probe = f"import urllib.request as u; u.urlopen('http://127.0.0.1:{PORT}/health', timeout=4)"
     with whole_folder(out) as staging:
         _copy_run(run, tuned, staging, with_base=True, offline=offline)
@@ -159,8 +176,9 @@ def write_docker(run: Run, tuned: Path, out: Path, *, offline: bool = False) -> 
         )
         kept = "\n".join(f"!{name}" for name in ("requirements.txt", *copied))
         readme = DOCKER_README.format(
-            title=plain(run.name), verdict=_verdict(run), password=PASSWORD, port=PORT
-        )
+            title=plain(run.name), verdict=_verdict(run), password=PASSWORD, port=PORT,
+            licence=plain(found.name or "unknown"),
+        )  # fmt: skip
         texts = {
             "Dockerfile": dockerfile,
             ".dockerignore": f"*\n{kept}\n",
@@ -169,6 +187,14 @@ def write_docker(run: Run, tuned: Path, out: Path, *, offline: bool = False) -> 
         }
         for name, text in texts.items():
             (staging / name).write_text(text, encoding="utf-8")
+
+
+def _require_licence(run: Run, tuned: Path, said: str | None, *, with_base: bool) -> Licence:
+    """The base's licence, where it allows giving away what is copied, under the run's name."""
+    whole = with_base or (tuned / "config.json").is_file()
+    found = base_licence(run, said)
+    require_passing_on(run, "merged" if whole else "adapter", found, run.name, said)
+    return found
 
 
 def _copy_run(run: Run, tuned: Path, out: Path, *, with_base: bool, offline: bool) -> None:
@@ -181,7 +207,7 @@ def _copy_run(run: Run, tuned: Path, out: Path, *, with_base: bool, offline: boo
             shutil.copyfile(run.path / name, copy.path / name)
     whole = (tuned / "config.json").is_file()
     shutil.copytree(tuned, copy.model if whole else copy.adapter)
-    hide_places(copy.tuned)
+    hide_places(copy.tuned, run)
     resolved, manifest = read_json(run.resolved), read_json(run.manifest)
     ledger = read_json(run.ledger)
     for source in ledger["sources"]:
@@ -200,6 +226,9 @@ def _copy_run(run: Run, tuned: Path, out: Path, *, with_base: bool, offline: boo
         _copy_files(opened.base.path, out / BASE)
         recipe["model"] |= {"name": BASE, "revision": None}
         manifest["base"]["revision"] = None
+    for field in ("name", "template"):
+        if f"model.{field}" in resolved["chosen"]:
+            resolved["chosen"][f"model.{field}"]["value"] = recipe["model"][field]
     for file, value in (
         (copy.resolved, resolved), (copy.manifest, manifest), (copy.ledger, ledger)
     ):  # fmt: skip
@@ -209,10 +238,10 @@ def _copy_run(run: Run, tuned: Path, out: Path, *, with_base: bool, offline: boo
 
 
 def _copy_files(model: Path, target: Path) -> None:
-    """The files of a model's folder that are loaded; not what other programs keep there."""
+    """The files of a model's folder that are loaded; not what else lies there."""
     target.mkdir()
     for file in model.iterdir():
-        if file.suffix in _MODEL_FILES and file.is_file():
+        if file.is_file() and any(fnmatchcase(file.name, each) for each in _MODEL_FILES):
             shutil.copyfile(file, target / file.name)
 
 
