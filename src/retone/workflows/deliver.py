@@ -56,7 +56,8 @@ class Delivered:
         if self.pushed:
             self.pushed.show()
         elif self.path:
-            console.out().print(f"{escape(str(self.path))}   {escape(self.told)}", soft_wrap=True)
+            told = f"{self.path}   {self.told}".rstrip()
+            console.out().print(escape(told), soft_wrap=True)
 
 
 def deliver(
