@@ -63,7 +63,7 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
     machine, first = proof["machine"], next(iter(proof["methods"].values()))
     yield (
         "The bundled Yoda rows, SmolLM2-135M-Instruct as its Q4_1 GGUF unpacks, "
-        f"{machine['name']} with {machine['cores']} cores, {proof['date']}, "
+        f"one core of {machine['name']} in bfloat16, {proof['date']}, "
         f"{_commits(proof['methods'])}; with the presets, but where settings are given. BLEU of "
         f"{first['bleu']['n']} held-out rows with its 95 % interval; copying the prompt scores "
         f"{first['copy']:.1f}."
@@ -129,7 +129,7 @@ def _presets(table: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> Itera
     rows: dict[tuple[str, int], dict[float, Any]] = {}
     for cell in sweep["cells"].values():
         rows.setdefault((cell["style"], cell["rows"]), {})[cell["learning_rate"]] = cell
-    for (style, count), by_rate in rows.items():
+    for (style, count), by_rate in sorted(rows.items()):
         first = next(iter(by_rate.values()))
         scores = (
             f"{by_rate[rate]['bleu']['value']:.1f}" if rate in by_rate else "" for rate in rates

@@ -1,7 +1,7 @@
 """Every method on the bundled Yoda rows with what `resolve` chooses: docs/methods.md is made of it.
 
-About five minutes a method on two cores; RETONE_METHODS="lora ia3" runs some, which replace their
-rows in the results.
+About seven minutes a method on one core; RETONE_METHODS="lora,ia3" runs some, which replace their
+rows in the results. All in bfloat16 with one thread: minutes compare while something else runs.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [name for name in METHODS if not CHOSEN or name in CHOSEN])
 def test_method(name: str, folder: Path) -> None:
-    sets = [part for item in METHODS[name] for part in ("--set", item)]
-    result = run(folder, "yoda", "--name", name.split()[0].strip("+"), *sets)
+    sets = [part for item in ("model.dtype=bfloat16", *METHODS[name]) for part in ("--set", item)]
+    result = run(
+        folder, "yoda", "--name", name.split()[0].strip("+"), *sets, env={"OMP_NUM_THREADS": "1"}
+    )
     directory = result["directory"]
     training = json.loads((directory / "training.json").read_text())
     resolved = json.loads((directory / "resolved.json").read_text())["recipe"]
