@@ -31,7 +31,7 @@ def assert_verdict(found: dict[str, Any]) -> None:
     assert len(rows) == 1
 
 
-@pytest.mark.parametrize("name", ["instruct", "structured", "chat", "persona"])
+@pytest.mark.parametrize("name", ["instruct", "structured", "chat", "persona", "saltings"])
 def test_recipe(name: str, tmp_path: Path) -> None:
     found = told(name, tmp_path)
     del found["directory"]

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from serving import served, short_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from generate import gguf
+from retone.inference.llama_cpp import LlamaServer
 from retone.teacher.reading import texts_in
 
 pytest.importorskip("openai", reason="this proof needs the official client")
@@ -34,23 +34,6 @@ ROWS = 24
 FOUND: dict[str, Any] = {}
 
 
-@contextmanager
-def llama_server(file: Path) -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("llama_server.py")), str(file)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, "LLAMA_KEY": KEY},
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        yield next(line.strip() for line in process.stdout if line.startswith("http"))
-    finally:
-        process.stdin.close()
-        process.wait(30)
-        process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("synthesis")
@@ -58,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llama(folder: Path) -> Iterator[str]:
-    with llama_server(gguf(folder)) as address:
-        yield address
+    with LlamaServer(gguf(folder), context=2048, slots=4, key=KEY) as server:
+        yield server.address
 
 
 def synthesized(folder: Path, *arguments: str) -> dict[str, Any]:

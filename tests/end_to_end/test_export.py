@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
-from retone.cli import main
+from retone.cli import exporting, main
 from retone.errors import InputError
-from retone.evaluation.gate import limits_of
+from retone.evaluation.gate import Check, Gate, judge, limits_of
 from retone.run_dir import find_run, read_json
 from retone.workflows import export as module
+from retone.workflows.blend import WAYS
 from retone.workflows.export import FORMS, Order, export
 from retone.workflows.load import load
 from small_run import small_run
@@ -155,9 +156,19 @@ def _four_bits(tensors: dict[str, torch.Tensor]) -> None:
             tensors[name] = (tensor / step).round() * step
 
 
+def _refusing_template(order: Order, folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no system turn') }}")
+
+
+def _not_a_number(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
+
+
 FAULTS: dict[str, tuple[Plant, str]] = {
     "wrong template": (_wrong_template, "prompt ids"),
     "doubled BOS": (_doubled_bos, "prompt ids"),
+    "template that refuses": (_refusing_template, "prompt ids"),
+    "no number": (_rewrite(_not_a_number), "weights"),
     "missing stop token": (_edit("generation_config.json", _no_stop), "stop"),
     "swapped tensor": (_rewrite(_swapped), "weights"),
     "merged into a quantised base": (_rewrite(_four_bits), "weights"),
@@ -294,8 +305,38 @@ def test_options_that_say_nothing_are_refused(
     assert main(["export", "my", "--to", "merged", "--dry-run", "--repo", "a/b"]) == 2
     told = capsys.readouterr().err
     assert "--repo, --dry-run" in told
-    with pytest.raises(InputError, match="base"):
+    assert main(["export", "my", "--to", "hub", "--repo", "a/b", "--dtype", "float32"]) == 2
+    assert "no use for --dtype" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--base is what an adapter is merged into"):
         export("my", to="adapter", base=str(work / "base"))
+
+
+def test_a_base_of_other_shapes_is_refused_at_once(work: Path) -> None:
+    wider = tiny.folder(work / "wider", hidden_size=128)
+    with pytest.raises(InputError, match="does not fit the base model"):
+        export("my", to="merged", base=str(wider))
+
+
+def test_a_merge_into_another_base_goes_to_the_hub_with_its_drift(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tiny.folder(work / "near", **MODEL)  # the same weights, saved once more
+    given = ["export", "my", "--to", "hub", "--repo", "me/my", "--as", "merged", "--dry-run"]
+    assert main([*given, "--base", str(other), "--licence", "Apache-2.0"]) == 0
+    assert "me/my (private)" in capsys.readouterr().out
+
+
+def test_a_gate_of_nothing_or_of_no_numbers_does_not_pass() -> None:
+    nothing = judge([], None, str, limits_of("merged"), lambda number: None)  # type: ignore[arg-type]
+    assert nothing.checks["prompt ids"].ok is False
+    broken = Gate({"drift": Check(float("inf"), 0.1, False, "no number")})
+    assert Gate.from_json(json.loads(json.dumps(broken.as_json(), allow_nan=False))).ok is False
+
+
+def test_the_command_line_names_what_there_is() -> None:
+    assert set(exporting.FORMS) == set(FORMS)
+    how = get_type_hints(exporting.blend_verb)["how"]
+    assert set(get_args(how)) == set(WAYS)
 
 
 def test_what_cannot_be_exported_is_refused(work: Path) -> None:
@@ -310,7 +351,7 @@ def test_what_cannot_be_exported_is_refused(work: Path) -> None:
 
 
 def test_every_kind_of_weights_has_limits() -> None:
-    from retone.models.gguf_export import gguf_kinds
+    from retone.models.gguf_quants import gguf_kinds
 
     for kind in ("adapter", "merged", "float32", "lora", *gguf_kinds()):
         limits = limits_of(kind)

@@ -21,9 +21,9 @@ import tiny
 from retone.errors import InputError, MachineError
 from retone.models import gguf_export, gguf_quants
 from retone.models.gguf_architectures import permute
-from retone.models.gguf_export import convert_with_checkout, gguf_kinds, write_gguf
+from retone.models.gguf_export import convert_with_checkout, write_gguf
 from retone.models.gguf_lora import write_lora_gguf
-from retone.models.gguf_quants import pack, packed_bytes, type_of
+from retone.models.gguf_quants import gguf_kinds, pack, packed_bytes, type_of
 from retone.models.gguf_vocabulary import Vocabulary, read_vocabulary
 
 

@@ -12,14 +12,12 @@ from retone.cli.options import Call, Debug, Json, Offline, RunArg, Sets
 from retone.errors import InputError
 
 FORMS = ("adapter", "merged", "gguf", "lora")
-PACKED = ("gguf", "ollama", "hub")
-SPEAKS_TO = {  # option -> the destinations that it means something for
-    "--output": (*FORMS, "ollama", "space", "docker"),
-    "--type": PACKED,
-    "--dtype": ("merged", "hub"),
-    "--base": ("merged", "gguf", "ollama"),
-    "--llama-cpp": PACKED,
-    **dict.fromkeys(("--repo", "--as", "--public", "--dry-run"), ("hub",)),
+SPEAKS_TO = {  # option -> the forms and destinations that it means something for
+    "--type": {"gguf", "ollama"},
+    "--dtype": {"merged"},
+    "--base": {"merged", "gguf", "ollama"},
+    "--llama-cpp": {"gguf", "ollama"},
+    **{name: {"hub"} for name in ("--repo", "--as", "--public", "--dry-run")},
 }
 To = Literal["adapter", "merged", "gguf", "lora", "ollama", "hub", "space", "docker"]
 
@@ -73,10 +71,9 @@ def export_verb(
     offline: Offline = False, json: Json = False, debug: Debug = False,
 ) -> Call:  # fmt: skip
     """Write a run in another form; run by its own engine, it must answer as the run does."""
-    _require_fitting(to, {
-        "--output": output, "--type": kind, "--dtype": dtype, "--base": base,
-        "--llama-cpp": checkout, "--repo": repo, "--as": form, "--public": public,
-        "--dry-run": dry_run,
+    _require_fitting(to, form, {
+        "--type": kind, "--dtype": dtype, "--base": base, "--llama-cpp": checkout,
+        "--repo": repo, "--as": form, "--public": public, "--dry-run": dry_run,
     })  # fmt: skip
     how: dict[str, Any] = {
         "kind": kind or "q8_0", "dtype": dtype, "base": base, "checkout": checkout,
@@ -91,13 +88,14 @@ def export_verb(
     return partial(deliver, run, to=to, form=form, repo=repo, public=public, dry_run=dry_run, **how)
 
 
-def _require_fitting(to: str, given: dict[str, Any]) -> None:
-    """InputError that names every option that has nothing to say to a destination."""
-    idle = [name for name, value in given.items() if value and to not in SPEAKS_TO[name]]
+def _require_fitting(to: str, form: str | None, given: dict[str, Any]) -> None:
+    """InputError that names every option that would change nothing."""
+    idle = [name for name, value in given.items() if value and not {to, form} & SPEAKS_TO[name]]
     if idle:
+        asked = f"--to {to}" + (f" --as {form}" if form else "")
         raise InputError(
-            "options that do not fit", f"--to {to} has no use for {', '.join(idle)}",
-            "leave them out", "idle-option",
+            "options that do not fit", f"{asked} has no use for {', '.join(idle)}",
+            "leave them out, or say which form the hub is sent: --as merged", "idle-option",
         )  # fmt: skip
 
 

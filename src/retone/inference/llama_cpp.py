@@ -39,14 +39,23 @@ class LlamaServer:
         file: a GGUF model.
         lora: a GGUF adapter beside it.
         context: tokens of prompt and answer together.
+        slots: prompts that are answered at once.
+        key: that it lets in; one of its own when left out.
+
+    Attributes:
+        address: where its API begins, once it runs.
 
     Raises MachineError on entering: the wheel is not installed, or llama.cpp refuses the file.
     """
 
-    def __init__(self, file: Path, *, lora: Path | None = None, context: int = 4096) -> None:
-        self._command = [str(context), str(file), *([str(lora)] if lora else [])]
+    def __init__(
+        self, file: Path, *, lora: Path | None = None, context: int = 4096, slots: int = 1,
+        key: str = "",
+    ) -> None:  # fmt: skip
+        self._command = [str(context), str(slots), str(file), *([str(lora)] if lora else [])]
         self._file = file
-        self._key = secrets.token_hex(16)
+        self._key = key or secrets.token_hex(16)
+        self.address = ""
 
     def __enter__(self) -> Self:
         if find_spec("xllamacpp") is None:
@@ -67,6 +76,7 @@ class LlamaServer:
         if not address:
             self._end()
             raise self._refused()
+        self.address = f"{address}/v1"
         self._connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=SECONDS)
         return self
 
@@ -156,7 +166,7 @@ class LlamaServer:
         )  # fmt: skip
 
 
-def serve(context: str, file: str, lora: str = "") -> None:
+def serve(context: str, slots: str, file: str, lora: str = "") -> None:
     """The child: serve a file until stdin closes; the address is its first line."""
     import xllamacpp
 
@@ -167,7 +177,8 @@ def serve(context: str, file: str, lora: str = "") -> None:
         params.lora_adapters = [adapter]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or 1
-    params.n_parallel, params.n_ctx, params.n_gpu_layers = 1, int(context), 0
+    params.n_parallel, params.n_gpu_layers = int(slots), 0
+    params.n_ctx = int(slots) * int(context)
     params.hostnames, params.port, params.ui, params.verbosity = ["127.0.0.1"], 0, False, 0
     params.use_jinja, params.api_keys = True, [os.environ[KEY]]
     server = xllamacpp.Server(params)

@@ -7,7 +7,7 @@ off walks through the whole model: either is slower than writing a token.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,10 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from retone.errors import InputError, MachineError, RetoneError
-from retone.models.adapters import ADAPTER
+from retone.models.adapters import ADAPTER, more_than_lora
 from retone.models.foreign import read_config
 
 Forward = Callable[[Tensor], Tensor]
-# Fields of peft's LoraConfig that ask for more than A and B beside a linear layer.
-MORE_THAN_LORA = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices",
-                  "target_parameters", "layer_replication")  # fmt: skip
 PAIR = (".lora_A.weight", ".lora_B.weight")
 COPIES = 4  # of a saved adapter in memory: its file, peft's in float32, and those that lie together
 
@@ -57,7 +54,7 @@ class RowLora:
         """
         if not isinstance(model, PeftModel) or "disable_adapter" in vars(model):
             return False
-        if any(_more_than_lora(vars(config)) for config in model.peft_config.values()):
+        if any(more_than_lora(vars(config)) for config in model.peft_config.values()):
             return False
         if any(".experts." in name for name, _ in _named_lora_layers(model)):
             return False
@@ -232,15 +229,6 @@ def _finite(model: Any, name: str) -> bool:
     return all(bool(torch.isfinite(one).all()) for pair in pairs for one in pair)
 
 
-def _more_than_lora(config: Mapping[str, Any]) -> str:
-    """What an adapter is besides A and B of linear layers; empty for plain LoRA."""
-    kind = config["peft_type"]
-    if kind != "LORA":
-        return str(getattr(kind, "value", kind))
-    more = [name for name in MORE_THAN_LORA if config.get(name)]
-    return ", ".join([*more, *(["bias"] if config.get("bias", "none") != "none" else [])])
-
-
 def _require_plain(model: Any, folder: Path) -> None:
     """InputError unless both are plain LoRA, as far as the folder's files tell."""
     if not RowLora.mixes(model):
@@ -250,7 +238,7 @@ def _require_plain(model: Any, folder: Path) -> None:
             "serve a run of method.kind lora, and load the others beside it",
             "not-plain-lora",
         )
-    more = _more_than_lora(read_config(folder))
+    more = more_than_lora(read_config(folder))
     try:
         with safe_open(folder / ADAPTER, framework="pt") as file:
             # Weights of the base itself, which some tools save too, would be everybody's.
@@ -265,7 +253,7 @@ def _require_plain(model: Any, folder: Path) -> None:
     if more or others:
         raise InputError(
             "this adapter cannot share a batch with others",
-            f"{folder}: {more or others[0]}",
+            f"{folder}: {', '.join(more) or others[0]}",
             "serve it alone: retone serve RUN, or merge it: retone export RUN --to merged",
             "not-plain-lora",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,20 @@ def _can_be_trained(model: Any, name: str) -> bool:
     return bool(weights) and all(parameter.is_floating_point() for parameter in weights)
 
 
+# Fields of peft's LoraConfig that ask for more than A and B beside linear layers.
+MORE_THAN_LORA = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices",
+                  "target_parameters", "layer_replication")  # fmt: skip
+
+
+def more_than_lora(config: Mapping[str, Any]) -> list[str]:
+    """What an adapter is by its config besides A and B of linear layers; empty for plain LoRA."""
+    kind = config.get("peft_type")
+    if kind != "LORA":  # peft's own type is a string as well
+        return [str(getattr(kind, "value", kind))]
+    bias = ["bias"] if config.get("bias", "none") != "none" else []
+    return [name for name in MORE_THAN_LORA if config.get(name)] + bias
+
+
 # ------------------------------------------------------------------------- several as one adapter
 
 
@@ -156,24 +170,12 @@ class Part:
 def read_part(folder: Path) -> Part:
     """A saved adapter as an addend; InputError where it is more than plain LoRA."""
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    extra = [
-        name
-        for name in (
-            "use_dora",
-            "modules_to_save",
-            "rank_pattern",
-            "alpha_pattern",
-            "lora_bias",
-            "trainable_token_indices",
-        )
-        if config.get(name)
-    ]
-    if config.get("bias", "none") != "none":
-        extra.append("bias")
-    if config.get("peft_type") != "LORA" or extra:
+    extra = more_than_lora(config)
+    extra += [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+    if extra:
         raise InputError(
             "only a plain LoRA adapter can be gone on from",
-            f"{folder}: {config.get('peft_type')}{' with ' + ', '.join(extra) if extra else ''}",
+            f"{folder}: with {', '.join(extra)}",
             "merge it into a model folder first, and name that folder with --model",
             "not-plain-lora",
         )

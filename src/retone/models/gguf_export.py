@@ -40,8 +40,6 @@ from retone.models.gguf_files import last_line, run_python
 from retone.models.gguf_quants import Kind, gguf_kinds, kind_named, pack, packed_bytes, type_of
 from retone.models.gguf_vocabulary import read_vocabulary
 
-__all__ = ["convert_with_checkout", "gguf_kinds", "write_gguf"]
-
 _IDLE = "rotary_emb.inv_freq"  # older files keep the rope's frequencies, which the config gives
 
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from retone import console
 from retone.config import DataSection, MethodSection, Recipe
 from retone.errors import InputError, nearest
-from retone.models.adapters import ADAPTER
+from retone.models.adapters import ADAPTER, more_than_lora
 from retone.models.foreign import CONFIG, check_fits, hollow_model, method_fields
 from retone.models.saving import BASE_FILE, save_tuned
 from retone.planning import Resolved
@@ -49,8 +49,6 @@ WAYS = {
     "magnitude_prune_svd": "magnitude_prune on the updates, then SVD",
 }
 _TEMPLATE = ("template_sha256", "prompts")  # either of them tells a template in its lock
-# What a weighted sum of updates cannot hold.
-_MORE_THAN_LORA = ("use_dora", "modules_to_save", "lora_bias", "trainable_token_indices")
 
 
 @dataclass(frozen=True)
@@ -219,9 +217,7 @@ def _more_than_lora(part: Part) -> Iterator[str]:
     if config.get("peft_type") != "LORA":
         yield f"{part.run.name} is {config.get('peft_type')}, not LORA"
         return
-    extra = [field for field in _MORE_THAN_LORA if config.get(field)]
-    if config.get("bias", "none") != "none":
-        extra.append("bias")
+    extra = more_than_lora(config)
     if config.get("use_rslora") and (config.get("rank_pattern") or config.get("alpha_pattern")):
         extra.append("use_rslora with ranks or scales of its own for some layers")
     extra += [name for name in _tensors(part) if ".lora_" not in name][:1]

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from retone import console
 from retone.errors import InputError
+from retone.models.locate import locate
 from retone.models.methods import METHODS
 from retone.run_dir import Run, require_new
 from retone.workflows.adopt import run_or_adapter
@@ -69,6 +70,7 @@ def deliver(
     repo: str | None = None,
     public: bool = False,
     dry_run: bool = False,
+    base: str | None = None,
     licence: str | None = None,
     offline: bool = False,
     **how: Any,
@@ -76,10 +78,10 @@ def deliver(
     """Export a run and bring it somewhere; what its gate refuses goes nowhere.
 
     Args:
-        run, licence, offline, how: as `export`.
+        run, base, licence, offline, how: as `export`.
         to: ollama, hub, space or docker.
         form: that the hub is sent; the adapter where there is one, when left out.
-        output: the folder to make, for all but the hub.
+        output: the folder to make; of the hub, what is sent stays there.
         repo: ORG/NAME on the hub.
         public: everybody can read it there.
         dry_run: only say what the hub would be sent.
@@ -94,20 +96,21 @@ def deliver(
     is_whole = METHODS[opened.resolved.recipe.method.kind].saved_as == "model"
     chosen = "gguf" if to == "ollama" else form or ("merged" if is_whole else "adapter")
     # What can be refused early is not refused after minutes.
-    seen: dict[str, Any] = {"public": public, "dry_run": dry_run, "offline": offline}
+    other = locate(base, offline=offline) if base else None
+    seen: dict[str, Any] = {
+        "licence": licence, "public": public, "dry_run": dry_run, "offline": offline, "base": other,
+    }  # fmt: skip
     if to == "hub":
-        require_pushable(found, _named(found, repo), chosen, licence=licence, **seen)
+        require_pushable(found, _named(found, repo), chosen, **seen)
     elif to == "ollama":
         require_modelfile(opened, found.name.lower())
-    place = output if to == "ollama" else None
-    exported = export(
-        str(found.path), to=chosen, output=place, licence=licence, offline=offline, **how
-    )
+    how |= {"base": base, "licence": licence, "offline": offline}
+    how["output"] = None if to in _FOLDERS else output
+    exported = export(str(found.path), to=chosen, **how)
     if not exported.path:
         return Delivered(exported, to, None)
     if to == "hub":
-        gate = exported.gate.as_json()
-        sent = push(found, exported.path, _named(found, repo), gate=gate, licence=licence, **seen)
+        sent = push(found, exported.path, _named(found, repo), gate=exported.gate.as_json(), **seen)
         return Delivered(exported, to, exported.path, sent)
     if to == "ollama":
         modelfile = write_modelfile(next(exported.path.glob("*.gguf")), opened)
@@ -131,6 +134,6 @@ def _named(run: Run, repo: str | None) -> str:
 
 _Write = Callable[..., None]
 _FOLDERS: dict[str, tuple[_Write, str]] = {
-    "space": (write_space, "push it as a Space; its README says how"),
-    "docker": (write_docker, "docker build -t retone-app . ; its README says how it is run"),
+    "space": (write_space, "hf upload ORG/NAME . --repo-type space, in that folder"),
+    "docker": (write_docker, "its README says how it is built and run"),
 }

@@ -28,7 +28,15 @@ from retone.data.spool import as_row, from_line
 from retone.errors import InputError
 from retone.models.adapters import IA3_FEEDFORWARD, IA3_TARGETS
 from retone.models.locate import LocatedModel
-from retone.run_dir import Run, find_run, read_json, whole_folder, write_jsonl, write_whole
+from retone.run_dir import (
+    Run,
+    find_run,
+    read_json,
+    require_new,
+    whole_folder,
+    write_jsonl,
+    write_whole,
+)
 from retone.training.optim import LAST_SHARE
 from retone.workflows.adopt import trained_here
 from retone.workflows.card import source_name
@@ -123,8 +131,7 @@ def eject(run: str, *, output: Path | None = None, offline: bool = False) -> Eje
             f"retone export {found.name} --to adapter", "trained-elsewhere",
         )  # fmt: skip
     folder = output or Path(f"{found.name}-trl")
-    if folder.exists():
-        raise InputError("the folder is there already", str(folder), "-o ANOTHER_FOLDER", "exists")
+    require_new(folder)
     opened = open_run(found, offline=offline)
     _require_counterparts(found, opened)
     data = PreparedData(found.data)

@@ -342,7 +342,7 @@ def _gguf_of(order: Order, folder: Path) -> Path:
 
 def _write_gguf(order: Order, folder: Path) -> None:
     file, template = _gguf_of(order, folder), order.opened.template.text
-    licence = order.base.licence or order.licence
+    licence = base_licence(order.run, order.licence, order.other_base).name or None
     with order.merged(folder) as merged:
         if order.checkout:
             convert_with_checkout(order.checkout, merged, file, order.kind)

@@ -21,6 +21,7 @@ from retone.models.loading import load_base
 from retone.models.merging import largest_error
 from retone.models.saving import load_tuned
 from retone.planning import probe_machine
+from retone.run_dir import read_json
 from retone.workflows.load import Opened, read_split
 
 Made = TypeVar("Made")
@@ -52,16 +53,19 @@ GENERAL = (
 
 
 def prompts_of(opened: Opened) -> list[Prompt]:
-    """The fixed prompts of a run: its first held-out rows, and general ones up to 20."""
+    """The fixed prompts of a run: its first held-out rows, those of its template's lock, and
+    general ones up to 20."""
     recipe = opened.resolved.recipe
     rows = []
     if recipe.data.task != "text" and opened.run.split("test").is_file():
         rows = read_split(opened.run, "test", FROM_TEST)
     held = opened.template.with_system  # what other programs render has to be what ours does
     asked = [Prompt(held(row.prompt), row.answer) for row in rows if row.question]
+    locks = read_json(opened.run.template_lock)["prompts"]
+    locked = [Prompt(held([Message(**turn) for turn in lock["messages"]])) for lock in locks]
     system = (Message("system", recipe.data.system),) if recipe.data.system else ()
     general = [Prompt(held((*system, Message("user", text)))) for text in GENERAL]
-    return [*asked, *general[: PROMPTS - len(asked)]]
+    return [*asked, *locked, *general][:PROMPTS]
 
 
 def hear(opened: Opened, tick: console.Ticker) -> list[Said]:

@@ -75,13 +75,13 @@ DOCKERFILE = """\
 FROM {image}
 
 # Wheels for processors alone are small: give the index that PyTorch names for them.
-ARG TORCH_INDEX=
+ARG PIP_EXTRA_INDEX_URL
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 \\
     HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 RUN useradd --create-home --uid 1000 retone
 WORKDIR /srv/retone
 COPY requirements.txt ./
-RUN pip install ${{TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}} --requirement requirements.txt
+RUN pip install --requirement requirements.txt
 {copies}
 # Votes and new runs are written here.
 RUN chown retone:retone . runs
@@ -101,9 +101,9 @@ export {password}=...   # the app asks for it, with the user name retone; the AP
 docker run --rm --publish 127.0.0.1:{port}:{port} --env {password} my-model
 ```
 
-Without a GPU, `docker build --build-arg TORCH_INDEX=ADDRESS`, where ADDRESS is the index that
-PyTorch's own page names for CPU wheels, makes a much smaller image. The password is given when the
-container starts and is in no layer of the image.
+Without a GPU, `docker build --build-arg PIP_EXTRA_INDEX_URL=ADDRESS`, where ADDRESS is the index
+that PyTorch's own page names for CPU wheels, makes a much smaller image. The password is given when
+the container starts and is in no layer of the image.
 
 The report inside shows test rows and answers: whoever has the image has them. So it is with the
 base model, whose licence is: {licence}.
