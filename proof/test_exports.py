@@ -49,6 +49,9 @@ evaluate_every = 30
 [evaluate]
 max_new_tokens = 8
 """
+# The default base lies on a grid of four bits (an unpacked Q4_1 file). The grid of q5_1 has about
+# two steps for one of its own, and rounds what a tune moved back to where it was.
+BLOCKED = {("yoda", "gguf-q5_1")}
 FOUND: dict[str, dict[str, Any]] = {}
 
 
@@ -56,12 +59,13 @@ def noted(who: str, exported: Exported, *, fine: bool = True) -> None:
     """Keep what the gate said, and ask of it what an export has to reach."""
     found = {"ok": exported.ok, **exported.gate.as_json()}
     FOUND.setdefault(who, {})[exported.name] = found
-    assert exported.ok, exported.gate.rows()
+    assert exported.ok == ((who, exported.name) not in BLOCKED), exported.gate.rows()
+    assert exported.ok == (exported.path is not None)
     # Random weights end no answer, so there is no end to compare.
     untold = {name for name, check in found.items() if name != "ok" and check["ok"] is None}
     assert untold <= (set() if who == "yoda" else {"stop"})
     assert found["prompt ids"]["value"] == found["prompt ids"]["limit"]
-    if fine:
+    if fine and exported.ok:
         assert found["top-1"]["value"] >= LEAST.get(exported.name, 0.8)
 
 

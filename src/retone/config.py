@@ -192,8 +192,9 @@ class MethodSection(Section):
     init: Literal["zero", "pissa", "olora"] = "zero"
     """lora: what adapters begin as. pissa (Meng et al. 2024, arXiv:2404.02948) and olora
     (Büyükakyüz 2024, arXiv:2406.01775) move the base's weights; they are saved as plain LoRA."""
-    layers: Annotated[int, Field(gt=0)] = 4
-    """last_layers: decoder layers trained; unfreeze: decoder layers opened together."""
+    layers: Annotated[int, Field(gt=0)] | None = None
+    """last_layers: decoder layers trained; unfreeze: decoder layers opened together; left out: by
+    tables/presets.toml."""
     open_until: Annotated[Finite, Field(gt=0, lt=1)] = 0.5
     """unfreeze: share of the run after which every layer is trained."""
     virtual_tokens: Annotated[int, Field(gt=0)] = 20

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from retone.config import Recipe
-from retone.presets import epochs_for, rate_for, type_for
+from retone.config import METHOD_FIELDS, Recipe
+from retone.presets import epochs_for, layers_for, rate_for, type_for
 
 # bf16 has 8 bits of precision: it is taken only where it is clearly the faster type.
 BF16_MIN_SPEEDUP = 1.2
@@ -79,6 +79,8 @@ class ModelFacts:
     parameters: int
     context: int
     model_type: str = ""
+    layers: int = 1  # of the decoder
+    fuses: bool = True  # its attention can be torch's fused kernel
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
             filled[field] = Choice(value, because)
 
     fill("model.dtype", *dtype_for(machine, model))
-    fill("model.attention", *_attention(machine, data))
+    fill("model.attention", *_attention(machine, data, model))
     if recipe.model.adapter is not None:
         packed = recipe.model.quantization != "none"
         fill("model.adapter_use", *(STACKED if packed else MERGED))
@@ -196,6 +198,8 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
     fill("objective.kind", "text" if task == "text" else "sft", f"the task is {task}")
     if recipe.method.kind == "lora":
         fill("method.alpha", 2.0 * recipe.method.rank, "twice the rank")
+    if recipe.method.kind in METHOD_FIELDS["layers"]:
+        fill("method.layers", *layers_for(recipe.method.kind, model.layers))
     if recipe.train.optimizer == "paged_adamw_8bit" and machine.device == "cpu":
         because = "there is no GPU memory to page to"
         filled["train.optimizer"] = Choice("adamw_8bit", because)
@@ -245,7 +249,9 @@ def dtype_for(machine: Machine, model: ModelFacts) -> tuple[str, str]:
     return ("bfloat16" if machine.bf16_is_fast else "float32"), rates
 
 
-def _attention(machine: Machine, data: DataFacts) -> tuple[str, str]:
+def _attention(machine: Machine, data: DataFacts, model: ModelFacts) -> tuple[str, str]:
+    if not model.fuses:
+        return "eager", "this architecture has no fused attention"
     if machine.device == "cpu" and data.longest_row <= EAGER_MAX_LENGTH:
         return (
             "eager",

@@ -44,6 +44,12 @@ def rate_for(recipe: Recipe, parameters: int) -> tuple[float, str]:
     return row[size] * factor, f"{why}, times {factor:g} for {optimizer}"
 
 
+def layers_for(kind: str, layers: int) -> tuple[int, str]:
+    """Decoder layers that a method trains, or opens together, of so many; and why."""
+    row = next(row for row in _table("presets")["layers"] if kind == row["kind"])
+    return max(1, round(row["share"] * layers)), f"{row['share']:g} of {layers}"
+
+
 def epochs_for(rows: int) -> tuple[float, str]:
     """Passes over so many training rows, and why."""
     row = next(row for row in _table("presets")["epochs"] if rows <= row["rows"])

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from chat_models import template_of, tokenizer_of
-from retone.config import MethodSection, Recipe
+from retone.config import METHOD_FIELDS, MethodSection, Recipe
 from retone.conversation import Message
 from retone.data.batching import collate
 from retone.inference.engine import Engine
 from retone.inference.sampling import Sampling
-from retone.models.loading import add_embeddings, load_base
+from retone.models.loading import add_embeddings, load_base, model_facts
 from retone.models.methods import METHODS, count_parameters
 from retone.models.saving import load_tuned, save_tuned
 from retone.recipe_file import load_recipe
@@ -116,6 +116,19 @@ def test_gradients_and_files_of_a_family(
 
 
 @each_family
+def test_attention_is_fused_where_it_can_be(family: str, folders: dict[str, Path]) -> None:
+    found = model_facts(located(folders[family]))
+    assert found.fuses is (family != "gemma2")  # it caps its scores
+    assert found.layers == SMALL["num_hidden_layers"]
+    model = load_base(folders[family], dtype="float32", device="cpu")
+    assert model.config._attn_implementation == ("sdpa" if found.fuses else "eager")
+    ids = torch.arange(20, 44).unsqueeze(0)
+    with torch.no_grad():
+        eager, fused = (each(input_ids=ids).logits for each in (loaded(folders[family]), model))
+    torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-4)
+
+
+@each_family
 def test_a_prefix_is_shared_where_nothing_is_forgotten(
     family: str, folders: dict[str, Path]
 ) -> None:
@@ -136,7 +149,8 @@ def test_a_prefix_is_shared_where_nothing_is_forgotten(
 def test_every_method_knows_the_family(
     family: str, kind: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    method = MethodSection(kind=kind)  # type: ignore[arg-type]
+    layers = 1 if kind in METHOD_FIELDS["layers"] else None
+    method = MethodSection(kind=kind, layers=layers)  # type: ignore[arg-type]
     model = tuned_model(family, folders[family], method)
     parameters = count_parameters(model)
     assert 0 < parameters.trained <= parameters.total

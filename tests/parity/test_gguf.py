@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import tiny
-from chat_models import SHARED
+from chat_models import SHARED, TRAINABLE, tokenizer_of
+from retone.chat_template import ChatTemplate
 from retone.conversation import Message
 from retone.inference.llama_cpp import LlamaServer
 from retone.models.gguf_export import write_gguf
@@ -212,6 +214,19 @@ def test_a_real_tokenizer_gives_the_same_ids(name: str, as_file: bool, tmp_path:
         )["input_ids"]
         assert server.prompt_ids(messages) == list(expected)
         assert server.read_as(messages) == len(expected)
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_template_gives_the_same_prompt(name: str, tmp_path: Path) -> None:
+    """As the run renders it, whatever llama.cpp hands to templates by itself."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no tokenizers in {SHARED}")
+    tokenizer = tokenizer_of(name)
+    template = ChatTemplate(tokenizer, name=name, date=datetime.date(2024, 2, 3))
+    folder = tmp_path / "model"
+    messages = [Message("user", "Hi 12"), Message("assistant", "Ho!"), Message("user", "Who?")]
+    with LlamaServer(file_for(folder, tokenizer, template.text)) as server:
+        assert server.prompt_ids(messages) == list(template.prompt_ids(messages))
 
 
 @pytest.mark.parametrize("name", REAL)

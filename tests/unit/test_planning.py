@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -105,6 +106,26 @@ def test_paging_needs_a_gpu() -> None:
     assert "no GPU memory" in on_cpu.chosen["train.optimizer"].because
     on_gpu = resolved(cuda("NVIDIA A100", 8.0), train=paged)
     assert on_gpu.recipe.train.optimizer == "paged_adamw_8bit"
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("last_layers", 15), ("unfreeze", 4)])
+def test_layers_are_a_share_of_the_models(kind: str, layers: int) -> None:
+    deep, section = replace(SMALL, layers=30), {"kind": kind}
+    found = resolved(facts=deep, method=section)
+    assert found.recipe.method.layers == layers
+    assert "of 30" in found.chosen["method.layers"].because
+    assert resolved(facts=replace(SMALL, layers=1), method=section).recipe.method.layers == 1
+    given = resolved(facts=deep, method={**section, "layers": 2})
+    assert given.recipe.method.layers == 2
+    assert "method.layers" not in resolved().chosen
+
+
+def test_attention_is_fused_where_the_architecture_has_it() -> None:
+    gpu = cuda("NVIDIA A100", 8.0)
+    assert resolved(gpu).recipe.model.attention == "sdpa"
+    capped = resolved(gpu, replace(SMALL, fuses=False))
+    assert capped.recipe.model.attention == "eager"
+    assert "no fused attention" in capped.chosen["model.attention"].because
 
 
 def test_a_resolved_recipe_reads_back() -> None:

@@ -27,6 +27,8 @@ ANSWER = "x7e"  # stands for an answer while it is looked for what follows one
 # The template begins with a space, which becomes the "▁" that transformers puts before a text. The
 # line break belongs to the tag before it: the template still begins at the start of a line.
 _LEADING_SPACE = "{{ ' ' }}{% if true %}{% endif %}\n"
+# llama.cpp hands today's date to templates that ask for this name; transformers hands them nothing.
+_NO_DATE = "{% set date_string = nothing %}\n"
 # Special tokens after which llama.cpp keeps white space, if it takes it away after the others: it
 # does so where general.name holds phi-3 or phi3, and has no other switch for it.
 _PHI3_KEEPS = frozenset({"<unk>", "<s>", "<|endoftext|>"})
@@ -388,9 +390,10 @@ class _Chat:
         return not self._template and self._tokenizer.encode("a").tokens[-1] == token
 
     def template(self) -> str:
-        """The template, with the space that transformers puts before a prompt of plain text."""
+        """The template, with the space that transformers puts before plain text, and no date."""
         splits = _parts(self._told["pre_tokenizer"], "pretokenizers")
         first = any(part.get("prepend_scheme") == "first" for part in splits)
         names = tuple(token["content"] for token in self._told["added_tokens"])
         bare = self._template and not self._prompt.startswith((*names, " ", SPACE))
-        return _LEADING_SPACE + self._template if first and bare else self._template
+        before = _LEADING_SPACE if first and bare else ""
+        return before + _NO_DATE * ("date_string" in self._template) + self._template

@@ -28,10 +28,16 @@ def last_layers(model: Any, method: MethodSection) -> Any:
     untie(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for module in (*decoder[-method.layers :], norm, head):
+    for module in (*decoder[-_count(method) :], norm, head):
         for parameter in module.parameters():
             _train(parameter)
     return model
+
+
+def _count(method: MethodSection) -> int:
+    """`method.layers`, which `planning.resolve` fills."""
+    assert method.layers is not None
+    return method.layers
 
 
 class Opening:
@@ -45,7 +51,7 @@ class Opening:
 
     def __init__(self, model: Any, method: MethodSection) -> None:
         self._until = method.open_until
-        self._stages = _stages(model, method.layers) if method.kind == "unfreeze" else []
+        self._stages = _stages(model, _count(method)) if method.kind == "unfreeze" else []
         self._open = 0
 
     def at(self, done: float) -> None:

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
 from retone.errors import MachineError
 from retone.models.locate import LocatedModel
+from retone.planning import ModelFacts
 
+CONTEXT = 2048  # tokens, of a model that tells none
 # peft 0.21 reads an attribute that transformers 5.23 renamed; nothing that a user could mend.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 # So it is meant: prompts behind learned embeddings are never padded.
@@ -27,11 +34,46 @@ def load_tokenizer(base: LocatedModel) -> Any:
     return AutoTokenizer.from_pretrained(base.path, local_files_only=True)
 
 
+def model_facts(base: LocatedModel) -> ModelFacts:
+    """What `planning.resolve` needs to know of a base model; nothing of its weights is read."""
+    config = AutoConfig.from_pretrained(base.path, local_files_only=True)
+    return ModelFacts(
+        parameters=weights_parameters(base.path),
+        context=base.context or CONTEXT,
+        model_type=config.model_type,
+        layers=config.get_text_config().num_hidden_layers,
+        fuses=_fuses(config),
+    )
+
+
+def _fuses(config: Any) -> bool:
+    """Whether the architecture computes attention by torch's fused kernel: Gemma 2, which caps its
+    scores, does not."""
+    return bool(
+        getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None), "_supports_sdpa", True)
+    )
+
+
+def weights_parameters(folder: Path) -> int:
+    """Number of stored parameters, read from the safetensors headers alone."""
+    from safetensors import safe_open
+
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                size = 1
+                for extent in tensors.get_slice(key).get_shape():
+                    size *= extent
+                total += size
+    return total
+
+
 def load_base(
     folder: Path,
     *,
     dtype: str,
-    attention: str,
+    attention: str = "auto",
     device: str,
     quantization: str = "none",
     tokens: int = 0,
@@ -43,7 +85,7 @@ def load_base(
     Args:
         folder: a verified one.
         dtype: bfloat16, float16 or float32.
-        attention: eager or sdpa.
+        attention: eager or sdpa; auto: sdpa where the architecture has it.
         device: cpu, cuda or mps.
         quantization: none, nf4 or int8, of the frozen linear layers.
         tokens: entries of the tokenizer; a model with fewer embeddings gets further ones.
@@ -51,6 +93,10 @@ def load_base(
     Raises:
         MachineError: bitsandbytes is asked for and missing.
     """
+    if attention == "auto":
+        attention = (
+            "sdpa" if _fuses(AutoConfig.from_pretrained(folder, local_files_only=True)) else "eager"
+        )
     kind: torch.dtype = getattr(torch, dtype)
     packed = (
         {}

@@ -32,7 +32,7 @@ def merged_model(base: Path, adapter: Path, *, tokens: int) -> Any:
     Raises InputError: the weights of the base are packed.
     """
     require_unpacked(base)
-    model = load_base(base, dtype="float32", attention="sdpa", device="cpu", tokens=tokens)
+    model = load_base(base, dtype="float32", device="cpu", tokens=tokens)
     return PeftModel.from_pretrained(model, adapter, local_files_only=True).merge_and_unload()
 
 

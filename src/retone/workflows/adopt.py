@@ -28,11 +28,11 @@ from retone.models.foreign import (
     method_fields,
     read_config,
 )
-from retone.models.loading import load_tokenizer
+from retone.models.loading import load_tokenizer, model_facts, weights_parameters
 from retone.models.locate import LocatedModel, locate, model_table
 from retone.models.methods import Parameters
 from retone.models.saving import BASE_FILE, check_base
-from retone.planning import Choice, DataFacts, ModelFacts, Resolved, probe_machine, resolve
+from retone.planning import Choice, DataFacts, Resolved, probe_machine, resolve
 from retone.recipe_file import complete_recipe
 from retone.run_dir import (
     Run,
@@ -46,7 +46,7 @@ from retone.run_dir import (
     read_json,
     runs_root,
 )
-from retone.workflows.create import lockable_prompts, run_manifest, weights_parameters
+from retone.workflows.create import lockable_prompts, run_manifest
 from retone.workflows.voices import Voice, voices_of_adapter
 
 ELSEWHERE = "trained elsewhere"
@@ -182,13 +182,12 @@ def resolve_untrained(
         known: field -> how it is known.
         template: where the chat template comes from; it travels in the adapter's tokenizer.
     """
-    context = base.context or 2048
-    kind = read_json(base.path / "config.json").get("model_type", "")
+    model = model_facts(base)
     filled = resolve(
         recipe,
         probe_machine(),
-        DataFacts(rows=0, longest_row=context, longest_answer=0, task=("auto", "")),
-        ModelFacts(weights_parameters(base.path), context, kind),
+        DataFacts(rows=0, longest_row=model.context, longest_answer=0, task=("auto", "")),
+        model,
     ).chosen
     chosen = {name: why for name, why in filled.items() if name in NEEDED}
     values = recipe.model_dump()

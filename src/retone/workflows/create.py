@@ -28,10 +28,10 @@ from retone.data.spool import Trainable, read_rows
 from retone.data.tasks import LOOKED_AT, found_task
 from retone.errors import InputError
 from retone.models.adapters import ADAPTER, read_part
-from retone.models.loading import load_tokenizer, require_bitsandbytes
+from retone.models.loading import load_tokenizer, model_facts, require_bitsandbytes
 from retone.models.locate import LocatedModel, locate
 from retone.models.saving import check_base
-from retone.planning import Choice, DataFacts, ModelFacts, Resolved, probe_machine, resolve
+from retone.planning import Choice, DataFacts, Resolved, probe_machine, resolve
 from retone.run_dir import (
     Run,
     create_run,
@@ -39,7 +39,6 @@ from retone.run_dir import (
     find_run,
     fingerprint,
     newest_run,
-    read_json,
     runs_root,
     whole_folder,
 )
@@ -123,8 +122,15 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
         recipe = recipe.model_copy(update={"data": settings})
     tokenizer = load_tokenizer(base)
     template = ChatTemplate(tokenizer, name=base.name, style=recipe.model.template)
-    context = base.context or 2048
-    data = _prepared_data(recipe, sources, template, recipe.data.max_length or context)
+    model = model_facts(base)
+    if recipe.model.attention == "sdpa" and not model.fuses:
+        raise InputError(
+            f"{base.name} has no fused attention",
+            f"model.attention = sdpa, and its architecture is {model.model_type}",
+            "leave model.attention out, or take eager",
+            "no-fused-attention",
+        )
+    data = _prepared_data(recipe, sources, template, recipe.data.max_length or model.context)
     if data.ledger["text"] and recipe.objective.kind == "sft":
         raise InputError(
             "plain text has no answers to train on",
@@ -139,11 +145,6 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
         task=("text", "the rows are plain text")
         if data.ledger["text"]
         else found_task(read_rows(data.folder / "train.jsonl", LOOKED_AT)),
-    )
-    model = ModelFacts(
-        parameters=weights_parameters(base.path),
-        context=context,
-        model_type=read_json(base.path / "config.json").get("model_type", ""),
     )
     resolved = resolve(recipe, probe_machine(), facts, model)
     resolved.chosen["model.template"] = Choice(recipe.model.template, template.origin)
@@ -211,21 +212,6 @@ def lockable_prompts(template: ChatTemplate) -> list[tuple[Message, ...]]:
             continue
         prompts.append(prompt)
     return prompts
-
-
-def weights_parameters(folder: Path) -> int:
-    """Number of stored parameters, read from the safetensors headers alone."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
-                size = 1
-                for extent in tensors.get_slice(key).get_shape():
-                    size *= extent
-                total += size
-    return total
 
 
 def _identity(recipe: Recipe, sources: Mapping[str, list[str]]) -> dict[str, Any]:

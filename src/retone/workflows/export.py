@@ -104,9 +104,7 @@ class Order:
         opened, run = self.opened, self.run
         tokens = len(opened.tokenizer)
         if METHODS[self.method].saved_as == "model":
-            model = load_base(
-                run.model, dtype="float32", attention="sdpa", device="cpu", tokens=tokens
-            )
+            model = load_base(run.model, dtype="float32", device="cpu", tokens=tokens)
         else:
             model = merged_model(self.base.path, run.adapter, tokens=tokens)
         stops = sorted(opened.template.stop_ids)
@@ -158,7 +156,9 @@ class Exported:
         for note in self.notes:
             to.print(escape(note), soft_wrap=True)
         if self.path is None:
-            to.print("a check failed, so nothing was kept", style="bold")
+            packed = self.name.startswith("gguf-q") and self.name != "gguf-q8_0"
+            finer = "; --type q8_0 or bf16 rounds less" if packed else ""
+            to.print(f"a check failed, so nothing was kept{finer}", style="bold")
             return
         for file in sorted(file for file in self.path.rglob("*") if file.is_file()):
             to.print(f"  {size(file.stat().st_size):>8}  {escape(file.name)}", soft_wrap=True)

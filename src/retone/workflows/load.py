@@ -15,10 +15,10 @@ from retone.data.spool import read_rows
 from retone.errors import InputError
 from retone.inference.engine import Engine
 from retone.inference.sampling import Answer, Sampling
-from retone.models.loading import load_base, load_tokenizer
+from retone.models.loading import load_base, load_tokenizer, model_facts
 from retone.models.locate import LocatedModel, locate
 from retone.models.saving import load_tuned, require_same_base
-from retone.planning import ModelFacts, Resolved, dtype_for, probe_machine
+from retone.planning import Resolved, dtype_for, probe_machine
 from retone.run_dir import Run, read_json
 from retone.workflows.adopt import run_or_adapter, trained_here
 
@@ -120,13 +120,9 @@ def load_base_engine(name: str, *, offline: bool = False) -> tuple[Engine, str]:
     machine = probe_machine()
     with console.ticker() as tick:
         base = locate(name, revision=None, offline=offline, progress=tick)
-    kind = read_json(base.path / "config.json").get("model_type", "")
-    dtype, _ = dtype_for(machine, ModelFacts(0, base.context or 2048, kind))
+    dtype, _ = dtype_for(machine, model_facts(base))
     tokenizer = load_tokenizer(base)
-    model = load_base(
-        base.path, dtype=dtype, attention="sdpa", device=machine.device, quantization="none",
-        tokens=len(tokenizer),
-    )  # fmt: skip
+    model = load_base(base.path, dtype=dtype, device=machine.device, tokens=len(tokenizer))
     return Engine(model, tokenizer, ChatTemplate(tokenizer, name=base.name)), base.sha256
 
 

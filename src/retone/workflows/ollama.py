@@ -22,6 +22,7 @@ from retone import console
 from retone.chat_template import ChatTemplate
 from retone.conversation import Message, Role
 from retone.errors import InputError, MachineError
+from retone.models.loading import CONTEXT
 from retone.rendering import RowRejected
 from retone.run_dir import write_whole
 from retone.workflows.load import Opened
@@ -205,7 +206,7 @@ def write_modelfile(gguf: Path, opened: Opened) -> Path:
     lines += [
         "PARAMETER temperature 0",
         "PARAMETER repeat_penalty 1",
-        f"PARAMETER num_ctx {min(opened.base.context or 2048, MOST_CONTEXT)}",
+        f"PARAMETER num_ctx {min(opened.base.context or CONTEXT, MOST_CONTEXT)}",
         f"PARAMETER num_predict {recipe.evaluate.max_new_tokens or 256}",
     ]
     path = gguf.with_name(MODELFILE)
