@@ -1,11 +1,14 @@
 """Exports on real and on tiny models: the run, transformers and llama.cpp say the same.
 
 The real run is the bundled recipe `yoda`; the tiny ones have random weights, the architecture of
-their family, and a real tokenizer and template of it.
+their family, and a real tokenizer and template of it. They learn one answer by heart: random
+weights think nothing likely, and eight bits would swap words that are about as likely.
 """
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +38,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "Mistral": ("Mistral", {"sliding_window": None}, "tinyllama"),
     "Llama": ("Llama", {}, "llama-3.1"),
 }
+ANSWER = "Learned by heart, this answer is."
 RECIPE = """
 model.name = "base"
 [data]
-train = [{path = "bundled:yoda/train.jsonl", sample = 60}]
+train = "rows.jsonl"
 eval_fraction = 0.2
-columns = { prompt = "plain", completion = "yoda" }
 system = "Rewrite the sentence as Yoda would say it."
 [train]
-max_steps = 30
+max_steps = 40
+batch_size = 8
 learning_rate = 1e-2
-evaluate_every = 30
 [evaluate]
-max_new_tokens = 8
+max_new_tokens = 24
 """
 # The default base lies on a grid of four bits (an unpacked Q4_1 file). The grid of q5_1 has about
 # two steps for one of its own, and rounds what a tune moved back to where it was.
@@ -55,17 +58,17 @@ BLOCKED = {("yoda", "gguf-q5_1")}
 FOUND: dict[str, dict[str, Any]] = {}
 
 
-def noted(who: str, exported: Exported, *, fine: bool = True) -> None:
+def noted(who: str, exported: Exported) -> None:
     """Keep what the gate said, and ask of it what an export has to reach."""
     found = {"ok": exported.ok, **exported.gate.as_json()}
     FOUND.setdefault(who, {})[exported.name] = found
     assert exported.ok == ((who, exported.name) not in BLOCKED), exported.gate.rows()
     assert exported.ok == (exported.path is not None)
-    # Random weights end no answer, so there is no end to compare.
+    # A tiny model may not learn to end, and then there is no end to compare.
     untold = {name for name, check in found.items() if name != "ok" and check["ok"] is None}
     assert untold <= (set() if who == "yoda" else {"stop"})
     assert found["prompt ids"]["value"] == found["prompt ids"]["limit"]
-    if fine and exported.ok:
+    if exported.ok:
         assert found["top-1"]["value"] >= LEAST.get(exported.name, 0.8)
 
 
@@ -103,24 +106,21 @@ def tiny_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     (folder / "tiny.toml").write_text(RECIPE)
+    asked = (files("retone") / "datasets" / "yoda" / "train.jsonl").read_text("utf-8").splitlines()
+    rows = [{"prompt": json.loads(line)["plain"], "completion": ANSWER} for line in asked[:60]]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(folder, "tiny.toml")
     return request.param, folder
 
 
 @pytest.mark.parametrize(
-    ("to", "kind"), [("merged", "float32"), ("gguf", "f16"), ("gguf", "bf16"), ("gguf", "q8_0")]
+    ("to", "kind"), [("merged", "bfloat16"), ("gguf", "f16"), ("gguf", "bf16"), ("gguf", "q8_0")]
 )
 def test_a_family(tiny_run: Any, monkeypatch: pytest.MonkeyPatch, to: str, kind: str) -> None:
-    """Random weights think nothing likely: the two first words of a position are so close that
-    eight bits swap some of them. So coarse types are noted, and asked for the prompt ids alone."""
     family, folder = tiny_run
     monkeypatch.chdir(folder)
-    fine = kind in ("float32", "f16")
-    if not fine:  # kept whatever its probabilities, to be noted
-        loose = {"top_1": 0.5, "drift": 5.0, "stop": 0.0, "score": 100.0}
-        monkeypatch.setattr("retone.workflows.export.limits_of", lambda *_, **__: loose)
     dtype = {"dtype": kind} if to == "merged" else {"kind": kind}
-    noted(family, export("tiny", to=to, licence="Apache-2.0", offline=True, **dtype), fine=fine)
+    noted(family, export("tiny", to=to, licence="Apache-2.0", offline=True, **dtype))
 
 
 def test_it_is_recorded() -> None:
