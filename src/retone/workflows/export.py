@@ -42,7 +42,7 @@ from retone.workflows.licences import base_licence
 from retone.workflows.load import Opened, open_run
 from retone.workflows.report import write_report
 
-LORA_BASE = "bf16"  # how the base is stored that a GGUF adapter is tried on
+LORA_BASE = "f16"  # how the base is stored that a GGUF adapter is tried on: finer than bf16
 
 
 @dataclass(frozen=True)
