@@ -63,14 +63,14 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
     machine, first = proof["machine"], next(iter(proof["methods"].values()))
     yield (
         "The bundled Yoda rows, SmolLM2-135M-Instruct as its Q4_1 GGUF unpacks, "
-        f"one core of {machine['name']} in bfloat16, {proof['date']}, "
+        f"{machine['name']} with {machine['cores']} cores, {proof['date']}, "
         f"{_commits(proof['methods'])}; with the presets, but where settings are given. BLEU of "
         f"{first['bleu']['n']} held-out rows with its 95 % interval; copying the prompt scores "
         f"{first['copy']:.1f}."
     )
     yield ""
-    yield "| method | settings | trained | BLEU | peak memory | training | file |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| method | settings | trained | BLEU | peak memory | training | threads | type | file |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for name, row in proof["methods"].items():
         bleu = row["bleu"]
         settings = ", ".join(f"`{each}`" for each in row["settings"])
@@ -78,6 +78,7 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
             f"| {name} | {settings} | {100 * row['trained'] / row['total']:.2f} % "
             f"| {bleu['value']:.1f} ({bleu['low']:.1f} to {bleu['high']:.1f}) "
             f"| {row['peak_bytes'] / 1e9:.1f} GB | {row['minutes']:.1f} min "
+            f"| {row.get('threads', machine['cores'])} | {row.get('dtype', 'bfloat16')} "
             f"| {row['saved_bytes'] / 1e6:.1f} MB |"
         )
 
@@ -124,8 +125,8 @@ def _presets(table: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> Itera
         f"({_commits(sweep['cells'])}):"
     )
     yield ""
-    yield f"| style | rows | epochs | copied | {' | '.join(f'{rate:g}' for rate in rates)} |"
-    yield "|---" * (4 + len(rates)) + "|"
+    yield f"| style | rows | epochs | type | copied | {' | '.join(f'{rate:g}' for rate in rates)} |"
+    yield "|---" * (5 + len(rates)) + "|"
     rows: dict[tuple[str, int], dict[float, Any]] = {}
     for cell in sweep["cells"].values():
         rows.setdefault((cell["style"], cell["rows"]), {})[cell["learning_rate"]] = cell
@@ -135,6 +136,6 @@ def _presets(table: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> Itera
             f"{by_rate[rate]['bleu']['value']:.1f}" if rate in by_rate else "" for rate in rates
         )
         yield (
-            f"| {style} | {count} | {first['epochs']:g} | {first['copy']:.1f} "
+            f"| {style} | {count} | {first['epochs']:g} | {first['dtype']} | {first['copy']:.1f} "
             f"| {' | '.join(scores)} |"
         )

@@ -1,7 +1,7 @@
 """Every method on the bundled Yoda rows with what `resolve` chooses: docs/methods.md is made of it.
 
 About seven minutes a method on one core; RETONE_METHODS="lora,ia3" runs some, which replace their
-rows in the results. All in bfloat16 with one thread: minutes compare while something else runs.
+rows in the results. All in one type with one thread: minutes compare while something else runs.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "bottleneck (pfeiffer)": ("method.kind=bottleneck",),
     "bottleneck (houlsby)": ("method.kind=bottleneck", "method.placement=houlsby"),
 }
+THREADS, DTYPE = 1, "float32"
 CHOSEN = os.environ.get("RETONE_METHODS", "").split(",") if "RETONE_METHODS" in os.environ else []
 
 
@@ -46,9 +47,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [name for name in METHODS if not CHOSEN or name in CHOSEN])
 def test_method(name: str, folder: Path) -> None:
-    sets = [part for item in ("model.dtype=bfloat16", *METHODS[name]) for part in ("--set", item)]
+    sets = [part for item in (f"model.dtype={DTYPE}", *METHODS[name]) for part in ("--set", item)]
     result = run(
-        folder, "yoda", "--name", name.split()[0].strip("+"), *sets, env={"OMP_NUM_THREADS": "1"}
+        folder,
+        "yoda",
+        "--name",
+        name.split()[0].strip("+"),
+        *sets,
+        env={"OMP_NUM_THREADS": str(THREADS)},
     )
     directory = result["directory"]
     training = json.loads((directory / "training.json").read_text())
@@ -59,6 +65,8 @@ def test_method(name: str, folder: Path) -> None:
     row: dict[str, Any] = {
         "commit": commit(),
         "settings": list(METHODS[name]),
+        "threads": THREADS,
+        "dtype": DTYPE,
         "trained": training["parameters"]["trained"],
         "total": training["parameters"]["total"],
         "bleu": scores["tuned"],

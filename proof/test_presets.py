@@ -2,13 +2,14 @@
 
 Yoda is the bundled set; the other style turns verses of the Bible in Basic English (1949) into
 those of the King James Version. What a cell scores is recorded at once, so that a sweep
-that was stopped goes on; without presets.json it begins again. All in bfloat16, so that cells
-differ in what is swept alone; `-k yoda` and `-k verses` may run side by side.
+that was stopped goes on; without presets.json it begins again. The type is that of the machine
+(RETONE_DTYPE) and stands in each cell; `-k yoda` and `-k verses` may run side by side.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ VERSES = (
 RATES = (3e-4, 1e-3, 3e-3)
 SIZES = (100, 300, 600)
 STYLES = ("yoda", "verses")
+DTYPE = os.environ.get("RETONE_DTYPE", "float32")
 NEAR = 0.95  # of the best score of its row of the grid
 
 
@@ -72,11 +74,11 @@ def test_cell(style: str, size: int, rate: float, folder: Path) -> None:
         folder, "yoda" if style == "yoda" else "verses.toml",
         "--name", f"{style}-{size}-{rate:g}", "--epochs", str(epochs),
         "--set", f'data.train=[{{path="{path}", sample={rows}}}]',
-        "--set", f"train.learning_rate={rate}", "--set", "model.dtype=bfloat16",
+        "--set", f"train.learning_rate={rate}", "--set", f"model.dtype={DTYPE}",
     )  # fmt: skip
     bleu = result["scores"]["tuned"]["bleu"]
     cell = {
-        "commit": commit(),
+        "commit": commit(), "dtype": DTYPE,
         "style": style, "rows": rows, "learning_rate": rate, "epochs": epochs, "bleu": bleu,
         "copy": result["scores"]["copy"]["bleu"]["value"],
         "base": result["scores"]["base"]["bleu"]["value"],

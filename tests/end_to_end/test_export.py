@@ -17,11 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import tiny
 from retone.cli import exporting, main
 from retone.errors import InputError
-from retone.evaluation.gate import Check, Gate, judge, limits_of
+from retone.evaluation.gate import Check, Gate, judge, limits_of, not_run
 from retone.run_dir import find_run, read_json
 from retone.workflows import export as module
 from retone.workflows.blend import WAYS
-from retone.workflows.export import FORMS, Order, export
+from retone.workflows.export import FORMS, Exported, Order, export
 from retone.workflows.load import load
 from small_run import small_run
 
@@ -224,6 +224,18 @@ def test_a_second_bos_of_the_engine_is_caught(work: Path, monkeypatch: pytest.Mo
     found = export("my", to="gguf", kind="f16", output=work / "out-bos")
     assert found.gate.checks["prompt ids"].ok is False
     assert found.path is None
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("gguf-q4_0", True), ("gguf-q8_0", False), ("merged", False)]
+)
+def test_finer_weights_are_named_where_packing_failed(
+    work: Path, capsys: pytest.CaptureFixture[str], name: str, hint: bool
+) -> None:
+    Exported(find_run("my"), name, None, not_run("a test"), ()).show()
+    told = capsys.readouterr().out
+    assert "nothing was kept" in told
+    assert ("--type q8_0" in told) is hint
 
 
 def test_the_command_says_no_with_exit_code_1(

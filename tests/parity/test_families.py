@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from chat_models import template_of, tokenizer_of
 from retone.config import METHOD_FIELDS, MethodSection, Recipe
 from retone.conversation import Message
 from retone.data.batching import collate
+from retone.errors import InputError
 from retone.inference.engine import Engine
 from retone.inference.sampling import Sampling
 from retone.models.loading import add_embeddings, load_base, model_facts
@@ -25,6 +28,7 @@ from retone.models.saving import load_tuned, save_tuned
 from retone.recipe_file import load_recipe
 from retone.training.kernels import fused_lora, shared_prefix
 from retone.training.losses import next_token
+from retone.workflows.create import prepare
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -126,6 +130,30 @@ def test_attention_is_fused_where_it_can_be(family: str, folders: dict[str, Path
     with torch.no_grad():
         eager, fused = (each(input_ids=ids).logits for each in (loaded(folders[family]), model))
     torch.testing.assert_close(fused, eager, rtol=1e-4, atol=1e-4)
+
+
+def test_fused_attention_is_refused_where_there_is_none(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = tiny.CHATML
+    base = tmp_path / "base"
+    shutil.copytree(folders["gemma2"], base)
+    tokenizer.save_pretrained(base)
+    rows = [{"prompt": f"Say {n}.", "completion": f"It is {n}."} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given: dict[str, Any] = {
+        "model": {"name": str(base), "attention": "sdpa"},
+        "data": {"train": "rows.jsonl"},
+    }
+    with pytest.raises(InputError) as error:
+        prepare(Recipe.model_validate(given))
+    assert error.value.code == "no-fused-attention"
+    assert "gemma2" in error.value.found
+    assert not (tmp_path / "runs").exists()
+    given["model"]["attention"] = "auto"
+    assert prepare(Recipe.model_validate(given)).resolved.recipe.model.attention == "eager"
 
 
 @each_family

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -56,8 +57,6 @@ def _fuses(config: Any) -> bool:
 
 def weights_parameters(folder: Path) -> int:
     """Number of stored parameters, read from the safetensors headers alone."""
-    from safetensors import safe_open
-
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
@@ -94,9 +93,8 @@ def load_base(
         MachineError: bitsandbytes is asked for and missing.
     """
     if attention == "auto":
-        attention = (
-            "sdpa" if _fuses(AutoConfig.from_pretrained(folder, local_files_only=True)) else "eager"
-        )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        attention = "sdpa" if _fuses(config) else "eager"
     kind: torch.dtype = getattr(torch, dtype)
     packed = (
         {}
