@@ -113,6 +113,12 @@ def _presets(table: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> Itera
         kinds = ", ".join(f"`{kind}`" for kind in row["kinds"])
         yield f"| {kinds} | {row['small']:g} | {row['large']:g} | {row['source']} |"
     yield ""
+    yield "| training rows | rank of LoRA | source |"
+    yield "|---|---|---|"
+    few, many = table["rank"]
+    yield f"| up to {few['rows']:,} | {few['rank']} | {few['source']} |"
+    yield f"| above | {many['rank']} | {many['source']} |"
+    yield ""
     epochs = [f"{row['epochs']:g} up to {row['rows']:,} rows" for row in table["epochs"][:-1]]
     yield f"Epochs: {', '.join(epochs)}, {table['epochs'][-1]['epochs']:g} above."
     yield ""

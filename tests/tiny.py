@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from retone.batch import EncodedRow
+from retone.config import MethodSection
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -68,6 +69,12 @@ def folder(path: Path, seed: int = 0, **settings: Any) -> Path:
     model(seed, **settings).save_pretrained(path)
     tokenizer().save_pretrained(path)
     return path
+
+
+def method(kind: str = "lora", **fields: Any) -> MethodSection:
+    """A [method] whose rank is filled, as `resolve` fills it."""
+    filled: dict[str, Any] = {"rank": 8} if kind == "lora" else {}
+    return MethodSection.model_validate({"kind": kind, **filled, **fields})
 
 
 def rows(count: int, seed: int = 0, *, shortest: int = 6, longest: int = 24) -> list[EncodedRow]:

@@ -169,8 +169,8 @@ class MethodSection(Section):
     2022, arXiv:2205.05638); prefix: learned keys and values before the prompt (Li and Liang 2021,
     arXiv:2101.00190); prompt: learned embeddings there (Lester et al. 2021, arXiv:2104.08691);
     bottleneck: small layers behind the frozen ones (Houlsby et al. 2019, arXiv:1902.00751)."""
-    rank: Annotated[int, Field(gt=0)] = 8
-    """lora: rank of each adapter pair."""
+    rank: Annotated[int, Field(gt=0)] | None = None
+    """lora: rank of each adapter pair; left out: by tables/presets.toml."""
     alpha: Positive | None = None
     """lora: adapters are scaled by alpha / rank; left out: twice the rank."""
     dropout: Annotated[Finite, Field(ge=0, lt=1)] = 0.0

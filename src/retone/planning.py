@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from retone.config import METHOD_FIELDS, Recipe
-from retone.presets import epochs_for, layers_for, rate_for, type_for
+from retone.presets import epochs_for, layers_for, rank_for, rate_for, type_for
 
 # bf16 has 8 bits of precision: it is taken only where it is clearly the faster type.
 BF16_MIN_SPEEDUP = 1.2
@@ -197,7 +197,9 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
     task = recipe.data.task if recipe.data.task != "auto" else data.task[0]
     fill("objective.kind", "text" if task == "text" else "sft", f"the task is {task}")
     if recipe.method.kind == "lora":
-        fill("method.alpha", 2.0 * recipe.method.rank, "twice the rank")
+        fill("method.rank", *rank_for(data.rows))
+        rank = recipe.method.rank or filled["method.rank"].value
+        fill("method.alpha", 2.0 * rank, "twice the rank")
     if recipe.method.kind in METHOD_FIELDS["layers"]:
         fill("method.layers", *layers_for(recipe.method.kind, model.layers))
     if recipe.train.optimizer == "paged_adamw_8bit" and machine.device == "cpu":

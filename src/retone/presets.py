@@ -50,6 +50,12 @@ def layers_for(kind: str, layers: int) -> tuple[int, str]:
     return max(1, round(row["share"] * layers)), f"{row['share']:g} of {layers}"
 
 
+def rank_for(rows: int) -> tuple[int, str]:
+    """Rank of LoRA for so many training rows, and why."""
+    row = next(row for row in _table("presets")["rank"] if rows <= row["rows"])
+    return row["rank"], f"{rows:,} training rows"
+
+
 def epochs_for(rows: int) -> tuple[float, str]:
     """Passes over so many training rows, and why."""
     row = next(row for row in _table("presets")["epochs"] if rows <= row["rows"])

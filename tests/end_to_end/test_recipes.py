@@ -235,7 +235,8 @@ def test_a_recipe_trains_two_steps(
     training = read_json(run / "training.json")
     assert training["steps"] == 2
     adapter = read_json(run / "adapter" / "adapter_config.json")
-    assert adapter["r"] == recipe.method.rank
+    method = read_json(run / "resolved.json")["recipe"]["method"]
+    assert adapter["r"] == method["rank"] == (recipe.method.rank or method["rank"])
     if isinstance(recipe.method.targets, list):
         assert set(adapter["target_modules"]) == set(recipe.method.targets)
     losses = [line["loss"] for line in read_jsonl(run / "metrics.jsonl") if "loss" in line]

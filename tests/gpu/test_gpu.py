@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import tiny
-from retone.config import MethodSection, ObjectiveSection, TrainSection
+from retone.config import ObjectiveSection, TrainSection
 from retone.models.loading import load_base
 from retone.models.methods import METHODS
 from retone.planning import probe_machine
@@ -30,20 +31,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("base"), **sizes)
 
 
-def losses(folder: Path, out: Path, base: dict[str, Any], **train: Any) -> list[float]:
-    """Of a few steps on the GPU."""
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing after it runs."""
+
+
+def losses(
+    folder: Path, out: Path, base: dict[str, Any], *, kill_at: int | None = None, **train: Any
+) -> list[float]:
+    """Of a few steps on the GPU, or of fewer where it is killed."""
     torch.manual_seed(0)
     kind = train.pop("kind", "lora")
-    method = MethodSection(kind=kind)
+    method = tiny.method(kind)
     given = {"dtype": "float32", "attention": "sdpa", "device": "cuda", **base}
     model = METHODS[kind].prepare(load_base(folder, **given), method)
     found: list[float] = []
     settings = {"batch_size": 8, "learning_rate": 5e-3, "warmup_steps": 0, **train}
-    fit(
-        model, FitData(tiny.rows(32), tiny.rows(4, seed=1), 0), TrainSection(**settings), STEPS,
-        method=method, objective=ObjectiveSection(kind="sft"), checkpoints=out / "checkpoints",
-        metrics=out / "metrics.jsonl", listen=lambda line: found.append(line["loss"]),
-    )  # fmt: skip
+
+    def listen(line: dict[str, Any]) -> None:
+        found.append(line["loss"])
+        if line["step"] == kill_at:
+            raise Killed
+
+    with suppress(Killed):
+        fit(
+            model, FitData(tiny.rows(32), tiny.rows(4, seed=1), 0), TrainSection(**settings), STEPS,
+            method=method, objective=ObjectiveSection(kind="sft"), checkpoints=out / "checkpoints",
+            metrics=out / "metrics.jsonl", listen=listen,
+        )  # fmt: skip
     return found
 
 
@@ -79,10 +93,13 @@ def test_checkpointing_changes_no_loss_and_takes_less(folder: Path, tmp_path: Pa
 
 
 def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
-    whole = losses(folder, tmp_path / "whole", {"dtype": "float16"}, save_every=2)
-    resumed = losses(folder, tmp_path / "whole", {"dtype": "float16"}, save_every=2)
-    assert resumed == []
+    base = {"dtype": "float16"}
+    whole = losses(folder, tmp_path / "whole", base, save_every=2)
+    killed = losses(folder, tmp_path / "killed", base, save_every=2, kill_at=5)
+    resumed = losses(folder, tmp_path / "killed", base, save_every=2)
     assert len(whole) == STEPS
+    assert killed == pytest.approx(whole[:5], rel=1e-3)  # sums on a GPU have no fixed order
+    assert resumed == pytest.approx(whole[4:], rel=1e-3)  # step 4 was the last that was saved
 
 
 def test_this_device_has_a_type() -> None:

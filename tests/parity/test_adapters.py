@@ -18,7 +18,6 @@ from transformers import OPTConfig, OPTForCausalLM, Qwen2MoeConfig, Qwen2MoeForC
 
 import tiny
 from retone.chat_template import ChatTemplate
-from retone.config import MethodSection
 from retone.conversation import Message
 from retone.errors import InputError, MachineError
 from retone.inference import row_lora
@@ -47,7 +46,7 @@ def base(**settings: Any) -> Any:
 def saved(folder: Path, seed: int = 1, settings: Any = None, **method: Any) -> Path:
     """A peft folder whose adapter changes the answers."""
     kind = method.pop("kind", "lora")
-    model = METHODS[kind].prepare(base(**settings or {}), MethodSection(kind=kind, **method))
+    model = METHODS[kind].prepare(base(**settings or {}), tiny.method(kind, **method))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -9,7 +9,6 @@ import torch
 
 import tiny
 from retone.chat_template import ChatTemplate
-from retone.config import MethodSection
 from retone.conversation import Message
 from retone.inference.decoding import TUNED, Decoder, Row, adapter_of
 from retone.inference.engine import Engine, TextStream
@@ -29,7 +28,7 @@ SAID = [
 def tuned_engine(kind: str = "lora", **fields: Any) -> Engine:
     """A tiny model with an adapter that changes its answers."""
     model = tiny.model(initializer_range=0.3)
-    method = MethodSection(kind=kind, **fields)
+    method = tiny.method(kind, **fields)
     model = METHODS[kind].prepare(model, method).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():

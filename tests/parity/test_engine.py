@@ -10,7 +10,6 @@ import torch
 
 import tiny
 from retone.chat_template import ChatTemplate
-from retone.config import MethodSection
 from retone.conversation import Conversation, Message
 from retone.data.batching import collate, common_prefix, micro_batches
 from retone.evaluation.candidates import reference_likelihoods
@@ -50,7 +49,7 @@ def test_a_batch_answers_as_each_prompt_alone(attention: str) -> None:
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
 def test_learned_prompts_answer_in_a_batch_as_step_by_step(kind: str) -> None:
     """The likeliest token again and again, each from a pass over everything so far."""
-    method = MethodSection(kind=kind, virtual_tokens=5)  # type: ignore[arg-type]
+    method = tiny.method(kind, virtual_tokens=5)
     model = METHODS[kind].prepare(tiny.model(initializer_range=0.3), method).eval()
     with torch.no_grad():
         for parameter in model.prompt_encoder.parameters():

@@ -178,7 +178,7 @@ def test_every_method_knows_the_family(
     family: str, kind: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     layers = 1 if kind in METHOD_FIELDS["layers"] else None
-    method = MethodSection(kind=kind, layers=layers)  # type: ignore[arg-type]
+    method = tiny.method(kind, layers=layers)
     model = tuned_model(family, folders[family], method)
     parameters = count_parameters(model)
     assert 0 < parameters.trained <= parameters.total
@@ -225,7 +225,7 @@ def test_added_tokens_are_trained_saved_and_loaded(kind: str, tied: bool, tmp_pa
     def grown(path: Path) -> Any:
         return load_base(path, dtype="float32", attention="eager", device="cpu", tokens=323)
 
-    method = MethodSection(kind=kind)  # type: ignore[arg-type]
+    method = tiny.method(kind)
     model = METHODS[kind].prepare(grown(folder), method)
     rows = [type(row)((*row.input_ids, 321, 322), (*row.loss_weights, 1.0, 1.0))
             for row in tiny.rows(6)]  # fmt: skip

@@ -57,7 +57,7 @@ STEPS = 4
 
 
 def method(name: str) -> MethodSection:
-    return MethodSection(**CASES.get(name, {}))
+    return tiny.method(**CASES.get(name, {}))
 
 
 @pytest.fixture(scope="module")
@@ -376,13 +376,13 @@ def test_names_that_match_nothing_are_errors(
     settings: dict[str, Any], code: str, folder: Path
 ) -> None:
     with pytest.raises(InputError) as caught:
-        METHODS["lora"].prepare(loaded(folder), MethodSection(**settings))
+        METHODS["lora"].prepare(loaded(folder), tiny.method(**settings))
     assert caught.value.code == code
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 def test_what_cannot_be_added_up_is_refused(folder: Path) -> None:
-    model = METHODS["lora"].prepare(loaded(folder), MethodSection(targets=["embed_tokens"]))
+    model = METHODS["lora"].prepare(loaded(folder), tiny.method(targets=["embed_tokens"]))
     with pytest.raises(InputError, match="linear layers"):
         own_part(model)
 
@@ -390,9 +390,9 @@ def test_what_cannot_be_added_up_is_refused(folder: Path) -> None:
 def test_packed_weights_are_not_trained(folder: Path) -> None:
     packed = loaded(folder, "nf4")
     with pytest.raises(InputError, match="packed weights"):
-        METHODS["full"].prepare(packed, MethodSection(kind="full"))
+        METHODS["full"].prepare(packed, tiny.method("full"))
     with pytest.raises(InputError, match="cannot be trained"):
-        METHODS["lora"].prepare(packed, MethodSection(train_also=["q_proj"]))
+        METHODS["lora"].prepare(packed, tiny.method(train_also=["q_proj"]))
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ def test_whole_half_precision_layers_are_cast_and_adapters_are_not() -> None:
     assert {parameter.dtype for parameter in whole.parameters()} == {torch.float32}
     norm = tiny.model().to(torch.bfloat16)
     norm.config.dtype = torch.bfloat16
-    assert mixed_precision(lora(norm, MethodSection(train_also=["norm"]))) == "bf16"
+    assert mixed_precision(lora(norm, tiny.method(train_also=["norm"]))) == "bf16"
     single = full(tiny.model(), MethodSection(kind="full"))
     assert mixed_precision(single) == "no"
     single.config.dtype = torch.float16
@@ -279,7 +279,7 @@ def test_training_in_half_precision_follows_float32(
     for number in (torch.float32, dtype):
         model = tiny.model(initializer_range=0.2).to(number)
         model.config.dtype = number
-        method = MethodSection(kind=kind)  # type: ignore[arg-type]
+        method = tiny.method(kind)
         found: list[float] = []
         torch.manual_seed(0)
         fit(

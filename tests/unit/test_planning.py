@@ -81,6 +81,18 @@ def test_few_rows_are_seen_more_often() -> None:
     assert "100 training rows" in found.chosen["train.epochs"].because
 
 
+def test_many_rows_get_a_higher_rank() -> None:
+    ranks = [resolved(rows=rows).recipe.method.rank for rows in (10, 600, 50_000)]
+    assert ranks == sorted(ranks)
+    assert ranks[0] == ranks[1] < ranks[2]
+    found = resolved(rows=50_000)
+    assert found.recipe.method.alpha == 2 * found.recipe.method.rank
+    given = resolved(rows=50_000, method={"rank": 4})
+    assert (given.recipe.method.rank, given.recipe.method.alpha) == (4, 8)
+    assert "method.rank" not in given.chosen
+    assert resolved(method={"kind": "full"}).recipe.method.rank is None
+
+
 def test_a_share_of_warm_up_becomes_steps() -> None:
     assert resolved(train={"max_steps": 200}).recipe.train.warmup_steps == 10
     found = resolved(train={"max_steps": 200, "warmup_steps": 0.1})

@@ -38,9 +38,10 @@ def _odd(resolved: Resolved, rows: int, validated: int, too_long: int) -> Iterat
     if too_long > rows:
         length = resolved.recipe.data.max_length
         yield "max-length-short", f"{length}: {too_long:,} rows are longer, {rows:,} are not"
-    if method.alpha is not None and not LOWEST_SCALE < method.alpha / method.rank < HIGHEST_SCALE:
+    if method.alpha and method.rank:
         scale = method.alpha / method.rank
-        yield "alpha-rank", f"{method.alpha:g} / {method.rank} = {scale:g}"
+        if not LOWEST_SCALE < scale < HIGHEST_SCALE:
+            yield "alpha-rank", f"{method.alpha:g} / {method.rank} = {scale:g}"
     if not validated:
         yield "evaluation-never", "no row validates"
     elif steps is not None and _given(resolved, "evaluate_every", steps):

@@ -40,8 +40,9 @@ def lora(model: Any, method: MethodSection) -> Any:
 
     The adapters are kept in float32 whatever the base's type: AdamW's small updates would be lost
     in bfloat16's 8 bits. Embeddings of tokens that the base does not have are trained as well.
-    Raises InputError when the targets match no module.
+    `planning.resolve` fills `method.rank`. Raises InputError when the targets match no module.
     """
+    assert method.rank is not None
     config = LoraConfig(
         r=method.rank,
         lora_alpha=method.alpha or 2 * method.rank,
