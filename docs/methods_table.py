@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ def methods_page(proofs: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["# Methods", MADE_BY, "", INTRODUCTION, "", *_kinds(), ""]
     lines += ["## Measured", "", *_measured(proofs.get("methods")), ""]
     lines += ["## Types by device", "", *_types(_table("precision")), ""]
-    lines += ["## Presets", "", *_presets(_table("presets"), proofs.get("presets"))]
+    lines += ["## Presets", "", *_presets(_table("presets")), ""]
+    lines += _sweep(proofs.get("presets"))
     return "\n".join(lines) + "\n"
 
 
@@ -103,9 +104,9 @@ def _types(table: Mapping[str, Any]) -> Iterator[str]:
     yield f"Never in float16: {names}. {family['because'].capitalize()} ({family['source']})."
 
 
-def _presets(table: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> Iterator[str]:
+def _presets(table: Mapping[str, Any]) -> Iterator[str]:
     size = f"{table['small_parameters'] / 1e6:.0f}M parameters"
-    yield "What a recipe gets that leaves `train.learning_rate` and `train.epochs` out."
+    yield "What a recipe gets that leaves out `train.learning_rate`, `method.rank`, `train.epochs`."
     yield ""
     yield f"| `method.kind` | under {size} | above | source |"
     yield "|---|---|---|---|"
@@ -113,15 +114,27 @@ def _presets(table: Mapping[str, Any], sweep: Mapping[str, Any] | None) -> Itera
         kinds = ", ".join(f"`{kind}`" for kind in row["kinds"])
         yield f"| {kinds} | {row['small']:g} | {row['large']:g} | {row['source']} |"
     yield ""
-    yield "| training rows | rank of LoRA | source |"
+    for row in table["few"]:
+        kinds = ", ".join(f"`{kind}`" for kind in row["kinds"])
+        yield (
+            f"Up to {row['rows']:,} rows {kinds} gets {row['factor']:g} times the rate on a "
+            f"{row['size']} model: few rows make few steps ({row['source']})."
+        )
+    yield ""
+    yield from _by_rows(table["rank"], "rank", "rank of LoRA")
+    yield ""
+    yield from _by_rows(table["epochs"], "epochs", "epochs")
+
+
+def _by_rows(rows: Sequence[Mapping[str, Any]], name: str, title: str) -> Iterator[str]:
+    yield f"| training rows | {title} | source |"
     yield "|---|---|---|"
-    few, many = table["rank"]
-    yield f"| up to {few['rows']:,} | {few['rank']} | {few['source']} |"
-    yield f"| above | {many['rank']} | {many['source']} |"
-    yield ""
-    epochs = [f"{row['epochs']:g} up to {row['rows']:,} rows" for row in table["epochs"][:-1]]
-    yield f"Epochs: {', '.join(epochs)}, {table['epochs'][-1]['epochs']:g} above."
-    yield ""
+    for row in rows[:-1]:
+        yield f"| up to {row['rows']:,} | {row[name]:g} | {row['source']} |"
+    yield f"| above | {rows[-1][name]:g} | {rows[-1]['source']} |"
+
+
+def _sweep(sweep: Mapping[str, Any] | None) -> Iterator[str]:
     if sweep is None:
         yield "No sweep is committed yet."
         return

@@ -96,5 +96,5 @@ def test_the_preset_is_near_the_best(style: str, size: int) -> None:
     if not all(row.values()):
         pytest.skip("the sweep is not complete")
     scores = {rate: cell["bleu"]["value"] for rate, cell in row.items() if cell}
-    preset, _ = rate_for(Recipe(data=DataSection(train="rows.jsonl")), 135_000_000)
+    preset, _ = rate_for(Recipe(data=DataSection(train="rows.jsonl")), 135_000_000, size)
     assert scores[preset] >= NEAR * max(scores.values())

@@ -30,18 +30,21 @@ def type_for(device: str, capability: float, model_type: str) -> tuple[str, str]
     return row["dtype"], row["because"]
 
 
-def rate_for(recipe: Recipe, parameters: int) -> tuple[float, str]:
-    """Peak learning rate for a method, an optimizer and a number of parameters, and why."""
+def rate_for(recipe: Recipe, parameters: int, rows: int) -> tuple[float, str]:
+    """Peak learning rate for a method, an optimizer, parameters and training rows, and why."""
     table, kind = _table("presets"), recipe.method.kind
     size = "small" if parameters < table["small_parameters"] else "large"
-    row = next(row for row in table["rate"] if kind in row["kinds"])
+    rate = next(row for row in table["rate"] if kind in row["kinds"])[size]
     why = f"{kind} on {parameters / 1e6:.0f}M parameters ({size} model)"
-    factors = {scale["optimizer"]: scale["factor"] for scale in table["scale"]}
-    optimizer = recipe.train.optimizer
-    if optimizer not in factors:
-        return row[size], why
-    factor = factors[optimizer]
-    return row[size] * factor, f"{why}, times {factor:g} for {optimizer}"
+    for few in table["few"]:
+        if kind in few["kinds"] and size == few["size"] and rows <= few["rows"]:
+            rate *= few["factor"]
+            why += f", times {few['factor']:g} for {rows:,} rows"
+    for scale in table["scale"]:
+        if recipe.train.optimizer == scale["optimizer"]:
+            rate *= scale["factor"]
+            why += f", times {scale['factor']:g} for {recipe.train.optimizer}"
+    return rate, why
 
 
 def layers_for(kind: str, layers: int) -> tuple[int, str]:
