@@ -151,10 +151,11 @@ def _sweep(sweep: Mapping[str, Any] | None) -> Iterator[str]:
         rows.setdefault((cell["style"], cell["rows"]), {})[cell["learning_rate"]] = cell
     for (style, count), by_rate in sorted(rows.items()):
         first = next(iter(by_rate.values()))
+        types = " and ".join(sorted({cell["dtype"] for cell in by_rate.values()}))
         scores = (
             f"{by_rate[rate]['bleu']['value']:.1f}" if rate in by_rate else "" for rate in rates
         )
         yield (
-            f"| {style} | {count} | {first['epochs']:g} | {first['dtype']} | {first['copy']:.1f} "
+            f"| {style} | {count} | {first['epochs']:g} | {types} | {first['copy']:.1f} "
             f"| {' | '.join(scores)} |"
         )

@@ -18,6 +18,7 @@ import transformers
 
 from chat_models import SHARED, tokenizer_of
 from record import record
+from retone.evaluation.gate import limits_of
 from retone.workflows.export import Exported, export
 from test_recipes import run
 
@@ -55,13 +56,21 @@ max_new_tokens = 24
 # The default base lies on a grid of four bits (an unpacked Q4_1 file). The grid of q5_1 has about
 # two steps for one of its own, and rounds what a tune moved back to where it was.
 BLOCKED = {("yoda", "gguf-q5_1")}
+REAL = (("adapter", "q8_0"), ("merged", "q8_0"), ("lora", "q8_0"), ("gguf", "bf16"),
+        ("gguf", "q8_0"), ("gguf", "q5_1"), ("gguf", "q4_0"), ("gguf", "q4_k_m"))  # fmt: skip
+TINY = (("merged", "bfloat16"), ("gguf", "f16"), ("gguf", "bf16"), ("gguf", "q8_0"))
 FOUND: dict[str, dict[str, Any]] = {}
 
 
+def named(to: str, kind: str) -> str:
+    return f"gguf-{kind}" if to == "gguf" else to
+
+
 def noted(who: str, exported: Exported) -> None:
-    """Keep what the gate said, and ask of it what an export has to reach."""
+    """Ask of the gate what an export has to reach, and keep what it said."""
     found = {"ok": exported.ok, **exported.gate.as_json()}
-    FOUND.setdefault(who, {})[exported.name] = found
+    limits = limits_of(exported.name.removeprefix("gguf-"))
+    assert (found["top-1"]["limit"], found["drift"]["limit"]) == (limits["top_1"], limits["drift"])
     assert exported.ok == ((who, exported.name) not in BLOCKED), exported.gate.rows()
     assert exported.ok == (exported.path is not None)
     # A tiny model may not learn to end, and then there is no end to compare.
@@ -70,6 +79,7 @@ def noted(who: str, exported: Exported) -> None:
     assert found["prompt ids"]["value"] == found["prompt ids"]["limit"]
     if exported.ok:
         assert found["top-1"]["value"] >= LEAST.get(exported.name, 0.8)
+    FOUND.setdefault(who, {})[exported.name] = found
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +89,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("to", "kind"),
-    [("adapter", "q8_0"), ("merged", "q8_0"), ("lora", "q8_0"), ("gguf", "bf16"),
-     ("gguf", "q8_0"), ("gguf", "q5_1"), ("gguf", "q4_0"), ("gguf", "q4_k_m")],
-)  # fmt: skip
+@pytest.mark.parametrize(("to", "kind"), REAL)
 def test_a_real_run(real: Path, monkeypatch: pytest.MonkeyPatch, to: str, kind: str) -> None:
     monkeypatch.chdir(real)
     noted("yoda", export("yoda", to=to, kind=kind, offline=True))
@@ -113,9 +119,7 @@ def tiny_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, folder
 
 
-@pytest.mark.parametrize(
-    ("to", "kind"), [("merged", "bfloat16"), ("gguf", "f16"), ("gguf", "bf16"), ("gguf", "q8_0")]
-)
+@pytest.mark.parametrize(("to", "kind"), TINY)
 def test_a_family(tiny_run: Any, monkeypatch: pytest.MonkeyPatch, to: str, kind: str) -> None:
     family, folder = tiny_run
     monkeypatch.chdir(folder)
@@ -124,5 +128,8 @@ def test_a_family(tiny_run: Any, monkeypatch: pytest.MonkeyPatch, to: str, kind:
 
 
 def test_it_is_recorded() -> None:
-    assert set(FOUND) == {"yoda", *FAMILIES}
+    expected = {"yoda": REAL, **dict.fromkeys(FAMILIES, TINY)}
+    assert {who: set(found) for who, found in FOUND.items()} == {
+        who: {named(*one) for one in forms} for who, forms in expected.items()
+    }
     record("exports", {"exports": FOUND})

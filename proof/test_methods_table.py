@@ -19,10 +19,10 @@ from test_recipes import run
 METHODS: dict[str, tuple[str, ...]] = {
     "lora": (),
     "rslora": ("method.rslora=true",),
-    "lora+": ("method.plus_ratio=16", "train.learning_rate=3e-4"),
+    "lora+": ("method.plus_ratio=16",),
     "dora": ("method.dora=true",),
     "pissa": ("method.init=pissa",),
-    "olora": ("method.init=olora", "train.learning_rate=3e-4"),
+    "olora": ("method.init=olora",),
     "qlora (nf4)": ("model.quantization=nf4",),
     "lora on int8": ("model.quantization=int8",),
     "full": ("method.kind=full",),

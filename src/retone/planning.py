@@ -27,6 +27,7 @@ EAGER_MAX_LENGTH = 256
 ACTIVATION_BYTES = 2e6
 CPU_TOKENS = 512
 WARMUP_FRACTION = 0.05
+RSLORA_ALPHA = 16.0
 CONTINUED = 64  # tokens that a model goes on with a text for
 MERGED = ("merged", "one product a layer instead of two")
 STACKED = ("stacked", "nothing can be added to quantized weights")
@@ -198,8 +199,7 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
     fill("objective.kind", "text" if task == "text" else "sft", f"the task is {task}")
     if recipe.method.kind == "lora":
         fill("method.rank", *rank_for(data.rows))
-        rank = recipe.method.rank or filled["method.rank"].value
-        fill("method.alpha", 2.0 * rank, "twice the rank")
+        fill("method.alpha", *_alpha(recipe, filled))
     if recipe.method.kind in METHOD_FIELDS["layers"]:
         fill("method.layers", *layers_for(recipe.method.kind, model.layers))
     if recipe.train.optimizer == "paged_adamw_8bit" and machine.device == "cpu":
@@ -218,8 +218,11 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
     warmup = recipe.train.warmup_steps
     if not isinstance(warmup, int):
         share = WARMUP_FRACTION if warmup is None else warmup
-        steps = math.ceil(share * (total or steps_per_epoch))
-        filled["train.warmup_steps"] = Choice(steps, f"{share:.0%} of the steps")
+        filled["train.warmup_steps"] = (
+            Choice(math.ceil(share * total), f"{share:.0%} of the steps")
+            if total
+            else Choice(share, "a share of the minutes, whose steps nobody knows")
+        )
     fill("train.evaluate_every", max(1, steps_per_epoch // 2), "twice an epoch")
     fill("train.save_every", steps_per_epoch, "once an epoch")
     if task == "text":
@@ -260,6 +263,13 @@ def _attention(machine: Machine, data: DataFacts, model: ModelFacts) -> tuple[st
             f"rows of at most {EAGER_MAX_LENGTH} tokens on a CPU: its backward is quicker",
         )
     return "sdpa", "fused attention for long rows or a GPU"
+
+
+def _alpha(recipe: Recipe, filled: dict[str, Choice]) -> tuple[float, str]:
+    if recipe.method.rslora:
+        return RSLORA_ALPHA, "the same at every rank: rsLoRA divides it by the rank's root"
+    rank = recipe.method.rank or filled["method.rank"].value
+    return 2.0 * rank, "twice the rank"
 
 
 def _micro_batch_tokens(machine: Machine) -> tuple[int, str]:

@@ -40,6 +40,11 @@ def rate_for(recipe: Recipe, parameters: int, rows: int) -> tuple[float, str]:
         if kind in few["kinds"] and size == few["size"] and rows <= few["rows"]:
             rate *= few["factor"]
             why += f", times {few['factor']:g} for {rows:,} rows"
+    variants = {"olora": recipe.method.init == "olora", "lora+": recipe.method.plus_ratio > 1}
+    for variant in table["variant"]:
+        if variants[variant["name"]]:
+            rate *= variant["factor"]
+            why += f", times {variant['factor']:g} for {variant['name']}"
     for scale in table["scale"]:
         if recipe.train.optimizer == scale["optimizer"]:
             rate *= scale["factor"]

@@ -104,8 +104,10 @@ def test_without_llama_cpp_the_gate_says_so(work: Path, monkeypatch: pytest.Monk
     found = export("my", to="gguf", kind="f16", output=work / "out-unrun")
     assert found.ok
     assert not found.gate.complete
-    assert all(check.ok is None for check in found.gate.checks.values())
-    assert all(check.told.startswith("not run") for check in found.gate.checks.values())
+    checks = dict(found.gate.checks)
+    assert checks.pop("weights").ok  # they are read, and not run
+    assert all(check.ok is None for check in checks.values())
+    assert all(check.told.startswith("not run") for check in checks.values())
 
 
 # ------------------------------------------------------------------------------------- the faults
@@ -160,6 +162,18 @@ def _refusing_template(order: Order, folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{{ raise_exception('no system turn') }}")
 
 
+def _left_out(order: Order, folder: Path) -> None:
+    """The adapter of one matrix was not merged."""
+    name = "model.layers.1.self_attn.q_proj.weight"
+    base = load_file(order.base.path / "model.safetensors")[name]
+    _rewrite(lambda tensors: tensors.update({name: base.to(tensors[name].dtype)}))(order, folder)
+
+
+def _nothing_merged(order: Order, folder: Path) -> None:
+    base = load_file(order.base.path / "model.safetensors")
+    _rewrite(lambda tensors: tensors.update(base))(order, folder)
+
+
 def _not_a_number(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.layers.1.mlp.down_proj.weight"][0, 0] = float("nan")
 
@@ -171,6 +185,7 @@ FAULTS: dict[str, tuple[Plant, str]] = {
     "no number": (_rewrite(_not_a_number), "weights"),
     "missing stop token": (_edit("generation_config.json", _no_stop), "stop"),
     "swapped tensor": (_rewrite(_swapped), "weights"),
+    "a matrix without its adapter": (_left_out, "weights"),
     "merged into a quantised base": (_rewrite(_four_bits), "weights"),
 }
 
@@ -191,6 +206,79 @@ def test_a_planted_fault_is_caught(work: Path, monkeypatch: pytest.MonkeyPatch, 
     assert found.path is None
     assert not (work / "out-fault").exists()
     assert read_json(find_run("my").exports / "merged.json")["ok"] is False
+
+
+GGUF_FAULTS: dict[str, tuple[Plant, tuple[str, ...]]] = {
+    "swapped tensor": (_rewrite(_swapped), ("weights", "top-1")),
+    "nothing merged": (_nothing_merged, ("weights", "top-1")),
+    "merged into a quantised base": (_rewrite(_four_bits), ("weights",)),
+}  # llama.cpp knows how answers of this template end, whatever the file says
+
+
+@pytest.mark.parametrize("fault", GGUF_FAULTS)
+def test_a_fault_planted_in_a_gguf_file_is_caught(
+    work: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel runs the file")
+    plant, checks = GGUF_FAULTS[fault]
+    save = Order.save_merged
+
+    def save_merged(order: Order, folder: Path, dtype: str) -> None:
+        save(order, folder, dtype)
+        plant(order, folder)
+
+    monkeypatch.setattr(Order, "save_merged", save_merged)
+    found = export("my", to="gguf", kind="f16", output=work / "out-fault")
+    assert [found.gate.checks[name].ok for name in checks] == [False] * len(checks)
+    assert found.path is None
+
+
+def test_a_wrong_template_in_a_gguf_file_is_caught(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel runs the file")
+    write = module.write_gguf
+
+    def other(*given: Any, template: str, **more: Any) -> Any:
+        return write(*given, template=template.replace("<|im_end|>\n", "<|im_end|>"), **more)
+
+    monkeypatch.setattr(module, "write_gguf", other)
+    found = export("my", to="gguf", kind="f16", output=work / "out-fault")
+    assert found.gate.checks["prompt ids"].ok is False
+    assert found.path is None
+
+
+def test_a_gguf_adapter_that_is_not_loaded_is_caught(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel runs the file")
+    from retone.workflows import export_gate
+
+    server = export_gate.LlamaServer
+    monkeypatch.setattr(
+        export_gate, "LlamaServer", lambda file, lora, context: server(file, context=context)
+    )
+    found = export("my", to="lora", output=work / "out-fault")
+    assert found.gate.checks["top-1"].ok is False
+    assert found.path is None
+
+
+def test_what_was_exported_before_outlives_a_blocked_export_elsewhere(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = export("my", to="merged", dtype="float32").path
+    assert kept is not None
+    form = FORMS["merged"]
+
+    def write(order: Order, folder: Path) -> None:
+        form.write(order, folder)
+        _wrong_template(order, folder)
+
+    monkeypatch.setitem(module.FORMS, "merged", replace(form, write=write))
+    assert export("my", to="merged", output=work / "out-fault").path is None
+    assert (kept / "model.safetensors").is_file()
+    assert export("my", to="merged").path is None  # in the place of the older one
+    assert not kept.exists()
 
 
 def test_another_base_is_caught(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +351,9 @@ def test_a_dry_run_for_the_hub(work: Path, capsys: pytest.CaptureFixture[str]) -
     assert "adapter_model.safetensors" in told
     assert "me/my (private)" in told
     assert "nothing was sent" in told
+    pytest.importorskip("xllamacpp", reason="llama.cpp's wheel runs the file")
+    assert main([*given, "--repo", "me/my", "--dry-run", "--as", "lora"]) == 0
+    assert "my-lora.gguf" in capsys.readouterr().out
 
 
 def test_folders_for_ollama_and_docker(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,6 +362,7 @@ def test_folders_for_ollama_and_docker(work: Path, capsys: pytest.CaptureFixture
     modelfile = (work / "ollama" / "Modelfile").read_text()
     assert "FROM ./my-bf16.gguf" in modelfile
     assert 'SYSTEM """Be Yoda."""' in modelfile
+    assert "not run: Ollama itself" in capsys.readouterr().out
     given = ["export", "my", "--to", "docker", "-o", "docker"]
     assert main(given) == 2  # what may be given away is not known
     assert main([*given, "--licence", "Apache-2.0"]) == 0

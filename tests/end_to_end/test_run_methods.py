@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from retone.cli import main
-from retone.run_dir import Run, read_json
+from retone.run_dir import Run, read_json, read_jsonl
 
 KINDS = {
     "lora": (),
@@ -77,6 +77,22 @@ def test_a_method_runs_and_answers(
         assert read_json(run.resolved)["recipe"]["train"]["optimizer"] == "adamw_8bit"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("method.kind=full", "model.dtype=float16"),
+        ("method.kind=unfreeze", "method.layers=1", "model.dtype=bfloat16"),
+        ('method.train_also=["norm"]', "model.dtype=bfloat16"),
+    ],
+)
+def test_answers_in_the_middle_of_training_are_in_its_precision(
+    given: tuple[str, ...], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained weights lie in float32 among others in half precision."""
+    result = run_json(capsys, "run", "my.toml", *sets(*given, "train.sample_answers=1"))
+    assert read_jsonl(Run(Path(result["run"])).samples)
+
+
 @pytest.mark.parametrize("use", ["merged", "stacked"])
 def test_training_goes_on_from_another_run(
     use: str, work: Path, capsys: pytest.CaptureFixture[str]
@@ -122,4 +138,25 @@ def test_another_base_and_another_method_are_refused(
     assert error["code"] == "not-plain-lora"
     assert "IA3" in error["found"]
     assert main(["run", "my.toml", *sets("model.adapter=nothing"), "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "unknown-run"
+
+
+def test_adapters_of_other_tools_that_would_be_misread_are_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_json(capsys, "run", "my.toml", "--name", "first")
+    adapter = Run(work / "runs" / "first").adapter
+    foreign = work / "foreign"
+    shutil.copytree(adapter, foreign)
+    (foreign / "base_model.json").unlink()  # so other tools write it
+    tiny.folder(work / "wider", hidden_size=64)
+    asked = ["run", "my.toml", *sets("model.adapter=foreign"), "--json"]
+    capsys.readouterr()
+    assert main([*asked, "--model", str(work / "wider")]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "adapter-misfit"
+    config = {**read_json(foreign / "adapter_config.json"), "init_lora_weights": "pissa"}
+    (foreign / "adapter_config.json").write_text(json.dumps(config))
+    assert main(asked) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "unusable-adapter"
+    assert main(["run", "my.toml", *sets("model.adapter=gone"), "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "unknown-run"

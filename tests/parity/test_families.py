@@ -214,6 +214,12 @@ def test_a_family_answers_through_its_own_template(family: str) -> None:
     torch.testing.assert_close(loss / weight, plain_loss(model, [row]), rtol=1e-5, atol=0)
 
 
+def new_rows(model: Any) -> list[torch.Tensor]:
+    """Embeddings of the added tokens, and their rows of the head: [3, hidden] each."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [module.weight[320:].detach().clone() for module in modules]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_added_tokens_are_trained_saved_and_loaded(kind: str, tied: bool, tmp_path: Path) -> None:
@@ -230,7 +236,7 @@ def test_added_tokens_are_trained_saved_and_loaded(kind: str, tied: bool, tmp_pa
     rows = [type(row)((*row.input_ids, 321, 322), (*row.loss_weights, 1.0, 1.0))
             for row in tiny.rows(6)]  # fmt: skip
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-2)
-    losses = []
+    losses, before = [], new_rows(model)
     for _ in range(12):
         loss, weight = next_token(model, collate(rows, 0), fast=True)
         (loss / weight).backward()
@@ -238,6 +244,13 @@ def test_added_tokens_are_trained_saved_and_loaded(kind: str, tied: bool, tmp_pa
         optimizer.zero_grad()
         losses.append(float((loss / weight).detach()))
     assert losses[-1] < losses[0] - 0.3
+    # Where they are read (nothing follows 322) and where they are written.
+    read, written = (
+        ((first - last).abs().max(dim=1).values > 0.01).tolist()
+        for first, last in zip(before, new_rows(model), strict=True)
+    )
+    assert read[1]
+    assert written[1:] == [True, True]
     save_tuned(
         model, method, located(folder), out, dtype="float32",
         tokenizer=tiny.tokenizer(), template=tiny.CHATML,

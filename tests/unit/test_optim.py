@@ -28,7 +28,14 @@ from retone.training.checkpoint import (
 from retone.training.loop import FitData, fit
 from retone.training.losses import next_token
 from retone.training.noise import noisy_embeddings
-from retone.training.optim import LAST_SHARE, OPTIMIZERS, SCHEDULES, make_optimizer, rate_at
+from retone.training.optim import (
+    LAST_SHARE,
+    OPTIMIZERS,
+    SCHEDULES,
+    make_optimizer,
+    rate_at,
+    warmup_share,
+)
 
 NAMES = list(OPTIMIZERS)
 SCALER = torch.amp.GradScaler("cpu", enabled=False)
@@ -127,6 +134,16 @@ def test_schedules_warm_up_and_never_rise_again(name: str) -> None:
     if name == "wsd":
         assert rates[10:81] == pytest.approx([1e-2] * 71)
         assert rates[91] == pytest.approx(1e-2 * (9 / 90) / LAST_SHARE)
+
+
+def test_a_run_by_minutes_warms_up_for_a_share_of_them() -> None:
+    """Its steps are not known, and an epoch may be longer than the run."""
+    train = settings(schedule="linear", warmup_steps=0.05)
+    warmup = warmup_share(train, None)
+    rates = [rate_at(step, step / 1000, train, warmup) for step in range(1000)]
+    assert rates[25] == pytest.approx(0.5 * rates[50])
+    assert max(rates) == rates[50] == pytest.approx(1e-2)
+    assert rates[-1] < 0.01 * rates[50]
 
 
 def test_label_smoothing_is_torchs() -> None:

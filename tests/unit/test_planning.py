@@ -70,6 +70,8 @@ def test_rates_depend_on_method_size_rows_and_optimizer() -> None:
     assert rate(train={"optimizer": "lion"}) == pytest.approx(0.1 * rate())
     assert rate(rows=100) > rate(rows=600)
     assert rate(3_000_000_000, rows=100) == rate(3_000_000_000)  # nobody has measured that
+    assert rate(method={"plus_ratio": 16}) < rate()
+    assert rate(method={"init": "olora"}) < rate() == rate(method={"init": "pissa"})
     assert rate(rows=100, method={"kind": "full"}) == rate(method={"kind": "full"})
     for kind in ("lora", "full", "last_layers", "unfreeze", "ia3", "prefix", "prompt"):
         assert 1e-6 < rate(method={"kind": kind}) < 0.1
@@ -94,6 +96,8 @@ def test_many_rows_get_a_higher_rank() -> None:
     assert (given.recipe.method.rank, given.recipe.method.alpha) == (4, 8)
     assert "method.rank" not in given.chosen
     assert resolved(method={"kind": "full"}).recipe.method.rank is None
+    root = resolved(rows=50_000, method={"rslora": True})
+    assert root.recipe.method.alpha == resolved(method={"rslora": True}).recipe.method.alpha
 
 
 def test_a_share_of_warm_up_becomes_steps() -> None:
@@ -105,6 +109,9 @@ def test_a_share_of_warm_up_becomes_steps() -> None:
     assert given.recipe.train.warmup_steps == 7
     assert "train.warmup_steps" not in given.chosen
     assert resolved(train={"max_steps": 200, "warmup_steps": 0}).recipe.train.warmup_steps == 0
+    timed = resolved(train={"minutes": 5})
+    assert timed.recipe.train.warmup_steps == 0.05
+    assert "minutes" in timed.chosen["train.warmup_steps"].because
 
 
 def test_an_older_adapter_is_merged_where_that_can_be() -> None:

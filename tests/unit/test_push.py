@@ -143,6 +143,20 @@ def test_a_private_repository_stays_private_and_is_told_so(
     assert hub.repos["me/closed"].private
 
 
+def test_an_adapter_and_a_whole_model_do_not_share_a_repository(
+    run: Run, folder: Path, merged: Path, served: Any
+) -> None:
+    """transformers would load the adapter on its base, whatever the whole model is."""
+    hub = served()
+    for first, second in ((folder, merged), (merged, folder)):
+        name = f"me/{first.name}"
+        push(run, first, name, gate=PASSED)
+        with pytest.raises(InputError, match="holds another form"):
+            push(run, second, name, gate=PASSED)
+        assert hub.repos[name].files == contents(first)
+        push(run, first, name, gate=PASSED)  # its own form again
+
+
 @pytest.mark.parametrize("breaks", [1, 8])
 def test_a_broken_connection_is_taken_up_again(
     breaks: int, run: Run, folder: Path, served: Any

@@ -61,8 +61,12 @@ def export_verb(
     ] = None,
     repo: Annotated[str | None, typer.Option(help="On the hub: ORG/NAME.")] = None,
     form: Annotated[
-        Literal["adapter", "merged", "gguf"] | None,
-        typer.Option("--as", help="What the hub is sent; the adapter when left out."),
+        Literal["adapter", "merged", "gguf", "lora"] | None,
+        typer.Option(
+            "--as",
+            help="What the hub is sent; when left out the adapter, or merged where the whole model "
+            "was trained.",
+        ),
     ] = None,
     public: Annotated[bool, typer.Option("--public", help="On the hub, for everybody.")] = False,
     dry_run: Annotated[

@@ -33,6 +33,7 @@ OLDER = "older"  # name of an adapter that stays beside the one that is trained
 # scaled on their input (Liu et al. 2022, arXiv:2205.05638, section 3.3).
 IA3_TARGETS = ("k_proj", "v_proj", "qkv_proj")
 IA3_FEEDFORWARD = ("down_proj",)
+NOT_TEXT = r".*(vision|audio|multi_modal).*"  # parts of multimodal models that text never reaches
 
 
 def lora(model: Any, method: MethodSection) -> Any:
@@ -53,7 +54,8 @@ def lora(model: Any, method: MethodSection) -> Any:
         use_rslora=method.rslora,
         use_dora=method.dora,
         init_lora_weights=True if method.init == "zero" else method.init,
-        trainable_token_indices=getattr(model, "added_tokens", None) or None,
+        trainable_token_indices=_added_tokens(model),
+        exclude_modules=None if model.config is model.config.get_text_config() else NOT_TEXT,
         task_type="CAUSAL_LM",
     )
     missing = [name for name in method.train_also if not _can_be_trained(model, name)]
@@ -64,6 +66,10 @@ def lora(model: Any, method: MethodSection) -> Any:
             '--set method.train_also=["lm_head"]',
             "no-module",
         )
+    named = method.targets if isinstance(method.targets, list) else []
+    unknown = [name for name in named if not _has_module(model, name)]
+    if unknown:
+        raise _no_target(unknown, "the model has no such modules")
     try:
         older = isinstance(model, PeftModel)
         if older:
@@ -72,17 +78,34 @@ def lora(model: Any, method: MethodSection) -> Any:
         else:
             model = get_peft_model(model, config)
     except (ValueError, re.error) as error:
-        raise InputError(
-            "method.targets matches no module of the model",
-            f"{method.targets!r}: {str(error).splitlines()[0]}",
-            '--set method.targets="all-linear"',
-            "no-target",
-        ) from error
+        raise _no_target(method.targets, str(error).splitlines()[0]) from error
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(f".{OLDER}." not in name)
     return model
+
+
+def _no_target(targets: Any, why: str) -> InputError:
+    return InputError(
+        "method.targets matches no module of the model",
+        f"{targets!r}: {why}",
+        '--set method.targets="all-linear"',
+        "no-target",
+    )
+
+
+def _added_tokens(model: Any) -> dict[str, list[int]] | None:
+    """The embeddings of new tokens, and their rows of a head that has weights of its own."""
+    added = getattr(model, "added_tokens", None)
+    if not added:
+        return None
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = written is None or written.weight is read.weight
+    wanted = [read] if tied else [read, written]
+    return {
+        name.rpartition(".")[2]: added for name, module in model.named_modules() if module in wanted
+    }
 
 
 def ia3(model: Any, method: MethodSection) -> Any:

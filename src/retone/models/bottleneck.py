@@ -62,7 +62,7 @@ def add_bottlenecks(model: Any, method: MethodSection) -> Any:
     decoder, _, _ = decoder_parts(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    hidden = model.config.hidden_size
+    hidden = model.config.get_text_config().hidden_size
     for layer in decoder:
         for place in PLACES[method.placement]:
             parent, _, name = place.rpartition(".")

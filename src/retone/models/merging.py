@@ -55,7 +55,7 @@ def require_mergeable(run: Run, kind: str) -> None:
     if not METHODS[kind].merges and METHODS[kind].saved_as != "model":
         remedy = f"retone export {run.name} --to adapter"
         if METHODS[kind].saved_as == "bottleneck":
-            remedy = f"its folder is {run.tuned}, and retone alone loads it: --to docker"
+            remedy = f"its folder is {run.tuned}, and retone alone loads it"
         raise InputError(
             f"what {kind} trains cannot be merged",
             f"{run.name}: it is no change of the base's weights",
@@ -64,14 +64,16 @@ def require_mergeable(run: Run, kind: str) -> None:
         )
 
 
-def largest_error(written: Path, base: Path, adapter: Path) -> tuple[float, str] | None:
-    """How far a merged folder is from base + adapter, computed anew: the worst matrix and its name.
+def largest_error(written: Path, base: Path, adapter: Path | None) -> tuple[float, str] | None:
+    """How far a folder is from base + adapter, computed anew: the worst matrix and its name.
 
-    The relative error ||W' - (W + s B A)|| / ||W + s B A|| in the Frobenius norm. None where it
-    cannot be told: more than plain LoRA, or other names than the base's.
+    The relative error ||W' - W|| / ||W|| in the Frobenius norm, W being base + s B A in the type
+    that W' is stored in: rounding is no error, a matrix that was left out is one. Without an
+    adapter W is the base's. None where it cannot be told: more than plain LoRA, or other names than
+    the base's.
     """
     try:
-        part = read_part(adapter)
+        part = read_part(adapter) if adapter else None
     except InputError:
         return None
     original = _readers(base)
@@ -84,6 +86,7 @@ def largest_error(written: Path, base: Path, adapter: Path) -> tuple[float, str]
         tensor, expected = read(name), _expected(name, original[name](name).float(), part)
         if expected.shape != tensor.shape:
             return math.inf, name
+        expected = expected.to(tensor.dtype).float()
         away = float((tensor.float() - expected).norm() / expected.norm().clamp_min(1e-12))
         if not math.isfinite(away):
             return math.inf, name
@@ -91,7 +94,9 @@ def largest_error(written: Path, base: Path, adapter: Path) -> tuple[float, str]
     return worst if known else None
 
 
-def _expected(name: str, weight: Tensor, part: Part) -> Tensor:
+def _expected(name: str, weight: Tensor, part: Part | None) -> Tensor:
+    if part is None:
+        return weight
     key = f"base_model.model.{name.removesuffix('.weight')}"
     a, b = (part.tensors.get(f"{key}.lora_{side}.weight") for side in "AB")
     return weight if a is None or b is None else weight + part.scale * (b.float() @ a.float())

@@ -38,7 +38,7 @@ from retone.training.checkpoint import (
 )
 from retone.training.losses import LOSSES, Loss
 from retone.training.noise import noisy_embeddings
-from retone.training.optim import make_optimizer, rate_at
+from retone.training.optim import make_optimizer, rate_at, warmup_share
 
 Listener = Callable[[dict[str, Any]], None]  # gets each line of metrics.jsonl
 
@@ -116,7 +116,7 @@ def fit(
     started = time.perf_counter() - state.seconds
     steps = _step_rows(data.train, train, start=state.step)
     world, rank = accelerator.num_processes, accelerator.process_index
-    smoothing = objective.label_smoothing
+    smoothing, warmup = objective.label_smoothing, warmup_share(train, total_steps)
     model.train()
 
     with _prepared(bare, train), _stop_signal() as stopped:
@@ -124,9 +124,7 @@ def fit(
             done = _share_done(state, train, total_steps)
             if done >= 1.0:
                 break
-            rate = rate_at(
-                state.step, done, train, (train.warmup_steps or 0) / (total_steps or math.inf)
-            )
+            rate = rate_at(state.step, done, train, warmup)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             opening.at(done)
@@ -135,10 +133,13 @@ def fit(
             # One normalisation: the weights of the whole step, over all micro-batches and devices.
             weight = sum(sum(row.loss_weights) for row in rows)
             loss_sum = torch.zeros((), device=device)
-            mine = list(_forward_batches(rows[rank::world], train, data.pad_id))
+            # The last step may have fewer rows than devices. DDP waits for all, so one without rows
+            # goes through the motions with a weight of zero.
+            share = 1.0 if rows[rank::world] else 0.0
+            mine = list(_forward_batches(rows[rank::world] or rows[:1], train, data.pad_id))
             for number, batch in enumerate(mine, 1):
                 with nullcontext() if number == len(mine) else accelerator.no_sync(model):
-                    part, _ = loss(model, batch.to(device), smoothing=smoothing)
+                    part = share * loss(model, batch.to(device), smoothing=smoothing)[0]
                     # DDP averages over devices; float16's gradients are scaled up.
                     accelerator.backward(scaler.scale(part * (world / weight)))
                 loss_sum += part.detach()

@@ -148,6 +148,13 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+def warmup_share(train: TrainSection, total_steps: int | None) -> float:
+    """Share of the run that the warm-up takes; 0 where that is not known."""
+    if isinstance(train.warmup_steps, float):
+        return train.warmup_steps
+    return (train.warmup_steps or 0) / (total_steps or math.inf)
+
+
 def rate_at(step: int, progress: float, train: TrainSection, warmup: float) -> float:
     """Learning rate of a step.
 
@@ -155,11 +162,14 @@ def rate_at(step: int, progress: float, train: TrainSection, warmup: float) -> f
         step: 0-based optimizer step.
         progress: share of the run that is done before this step, 0 to 1.
         train: peak rate, schedule and warm-up steps.
-        warmup: share of the run that the warm-up takes.
+        warmup: share of the run that the warm-up takes, of `warmup_share`.
     """
     peak = train.learning_rate or 0.0
     warmup_steps = train.warmup_steps or 0
-    if step < warmup_steps:
+    if isinstance(warmup_steps, float):
+        if progress < warmup:
+            return peak * progress / warmup
+    elif step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     done = (progress - warmup) / (1.0 - warmup) if warmup < 1.0 else 1.0
     return peak * SCHEDULES[train.schedule](min(1.0, max(0.0, done)))

@@ -28,6 +28,7 @@ from retone.data.spool import Trainable, read_rows
 from retone.data.tasks import LOOKED_AT, found_task
 from retone.errors import InputError
 from retone.models.adapters import ADAPTER, read_part
+from retone.models.foreign import check_fits, read_config
 from retone.models.loading import load_tokenizer, model_facts, require_bitsandbytes
 from retone.models.locate import LocatedModel, locate
 from retone.models.saving import check_base
@@ -94,6 +95,7 @@ def create(recipe: Recipe, *, name: str, fresh: bool = False, offline: bool = Fa
     older = [file for file in parent.iterdir() if file.is_file()] if parent else []
     if parent:
         check_base(parent, prepared.base)
+        check_fits(parent, prepared.base, len(prepared.tokenizer))
     voices = united([voices_of_data(recipe), voices_of_adapter(parent) if parent else []])
     return create_run(
         name,
@@ -198,7 +200,8 @@ def _parent(recipe: Recipe) -> Path | None:
             "name a run that trained lora, or a folder that peft saved",
             "no-adapter",
         )
-    read_part(folder)  # refuses what is more than plain LoRA
+    read_config(folder)  # refuses what another tool means otherwise
+    read_part(folder)  # and what is more than plain LoRA
     return folder
 
 

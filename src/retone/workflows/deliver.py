@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from retone.workflows.load import open_run
 from retone.workflows.ollama import create, require_modelfile, write_modelfile
 from retone.workflows.push import Pushed, push, require_pushable
 from retone.workflows.space import write_docker, write_space
+
+NOT_BY_OLLAMA = "not run: Ollama itself, with its form of the template; the checks are llama.cpp's."
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def deliver(
     if to == "ollama":
         modelfile = write_modelfile(next(exported.path.glob("*.gguf")), opened)
         name = found.name.lower()
+        exported = replace(exported, notes=(*exported.notes, NOT_BY_OLLAMA))
         told = f"ollama run {name}" if create(modelfile, name) else ""
         return Delivered(exported, to, modelfile, told=told)
     write, told = _FOLDERS[to]

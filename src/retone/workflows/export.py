@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from retone import console
 from retone.errors import InputError
-from retone.evaluation.gate import Gate, Said, limits_of
+from retone.evaluation.gate import Check, Gate, Said, limits_of
 from retone.evaluation.numbers import size
 from retone.models.adapters import read_part
 from retone.models.foreign import check_fits
@@ -28,7 +28,7 @@ from retone.models.locate import LocatedModel, locate
 from retone.models.merging import merged_model, require_mergeable, require_unpacked, save_model
 from retone.models.methods import METHODS
 from retone.planning import probe_machine
-from retone.run_dir import Run, require_new, whole_folder, write_json
+from retone.run_dir import Run, read_json, require_new, whole_folder, write_json
 from retone.workflows.adopt import run_or_adapter
 from retone.workflows.card import hide_places, write_card
 from retone.workflows.export_gate import (
@@ -57,6 +57,7 @@ class Order:
         checkout: of llama.cpp, whose converter is to write GGUF files; None for our own.
         licence: of the base, as the user says.
         notes: what is to be told besides; filled on the way.
+        checks: made while the merged model was there; filled on the way.
     """
 
     opened: Opened
@@ -66,6 +67,7 @@ class Order:
     checkout: Path | None
     licence: str | None
     notes: list[str] = field(default_factory=list)
+    checks: dict[str, Check] = field(default_factory=dict)
 
     @property
     def run(self) -> Run:
@@ -109,6 +111,14 @@ class Order:
             model = merged_model(self.base.path, run.adapter, tokens=tokens)
         stops = sorted(opened.template.stop_ids)
         save_model(model, opened.tokenizer, opened.template.text, stops, folder, dtype)
+
+    def weights_check(self, folder: Path) -> Check:
+        """Whether a folder of merged weights holds what was trained."""
+        kind = read_json(folder / "config.json")["dtype"]
+        limit = limits_of("float32" if kind == "float32" else "merged")["weights"]
+        if METHODS[self.method].saved_as == "model":
+            return weights_check(folder, self.run.model, None, limit)
+        return weights_check(folder, self.base.path, self.run.adapter, limit)
 
 
 @dataclass(frozen=True)
@@ -216,7 +226,8 @@ def export(
                 write_card(order.run, to, gate.as_json(), staging, licence, base=order.other_base)
         except _Blocked:
             path = None
-            shutil.rmtree(order.run.exports / name, ignore_errors=True)  # an older one is not it
+            if output is None:
+                shutil.rmtree(place, ignore_errors=True)  # an older one is not it
     found = Exported(order.run, name, path, gate, tuple(order.notes))
     _keep(found)
     return found
@@ -322,10 +333,7 @@ def _gate_merged(order: Order, folder: Path, said: list[Said], tick: console.Tic
     exact = order.dtype == "float32" and probe_machine().device == "cpu"
     limits = order.limits("float32" if exact else "merged")
     gate = merged_gate(order.opened, folder, said, tick, limits, order.dtype)
-    if METHODS[order.method].saved_as == "adapter":
-        stored = limits_of("float32" if order.dtype == "float32" else "merged")["weights"]
-        check = weights_check(folder, order.base.path, order.run.adapter, stored)
-        gate.checks["weights"] = check
+    gate.checks["weights"] = order.weights_check(folder)
     return gate
 
 
@@ -344,6 +352,7 @@ def _write_gguf(order: Order, folder: Path) -> None:
     file, template = _gguf_of(order, folder), order.opened.template.text
     licence = base_licence(order.run, order.licence, order.other_base).name or None
     with order.merged(folder) as merged:
+        order.checks["weights"] = order.weights_check(merged)
         if order.checkout:
             convert_with_checkout(order.checkout, merged, file, order.kind)
             return
@@ -356,7 +365,9 @@ def _write_gguf(order: Order, folder: Path) -> None:
 
 def _gate_gguf(order: Order, folder: Path, said: list[Said], tick: console.Ticker) -> Gate:
     file = _gguf_of(order, folder)
-    return llama_gate(order.opened, file, said, tick, limits=order.limits(order.kind))
+    gate = llama_gate(order.opened, file, said, tick, limits=order.limits(order.kind))
+    gate.checks.update(order.checks)
+    return gate
 
 
 def _lora_of(order: Order, folder: Path) -> Path:

@@ -125,13 +125,14 @@ def llama_gate(
         return not_run(f"{error.found}; {error.remedy}")
 
 
-def weights_check(written: Path, base: Path, adapter: Path, limit: float) -> Check:
-    """Whether a merged folder holds base + adapter: what a model says may hide a wrong matrix."""
+def weights_check(written: Path, base: Path, adapter: Path | None, limit: float) -> Check:
+    """Whether a folder holds base + adapter: what a model says may hide a wrong matrix."""
     found = largest_error(written, base, adapter)
     if found is None:
         return Check(None, limit, None, "not run: only the sum of a plain LoRA can be told")
     error, name = found
-    told = f"largest relative error of a matrix against base + adapter ({name})"
+    meant = "base + adapter" if adapter else "the run's own"
+    told = f"largest relative error of a matrix against {meant} ({name})"
     return Check(error, limit, error <= limit, told)
 
 

@@ -172,9 +172,9 @@ def kind_of(folder: Path) -> str:
 
 
 def _require_gate(run: Run, folder: Path, repo: str, gate: Mapping[str, Any]) -> None:
-    """CheckFailed unless checks were made, and none of them failed."""
+    """CheckFailed unless an engine ran it, and no check failed."""
     failed = [name for name, check in gate.items() if check["ok"] is False]
-    made = [name for name, check in gate.items() if check["ok"]]
+    made = [name for name, check in gate.items() if check["ok"] and name != "weights"]
     if failed or not made:
         adapter = f"retone export {run.name} --to hub --repo {repo} --as adapter"
         reasons = dict.fromkeys(check["told"] for check in gate.values() if check["told"])
@@ -231,7 +231,8 @@ def _sent(repo: str, files: Mapping[str, Path], message: str, *, public: bool) -
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings hold the signed addresses of uploads
     api = HfApi()
     api.create_repo(repo, private=not public, exist_ok=True)
-    private = bool(api.repo_info(repo).private)
+    there = api.model_info(repo)
+    private = bool(there.private)
     if not (public or private):
         raise InputError(
             "everybody could read it: the repository is there already, and public",
@@ -239,9 +240,27 @@ def _sent(repo: str, files: Mapping[str, Path], message: str, *, public: bool) -
             "--public if that is meant; else another name, or make it private on its page",
             "public-repository",
         )
+    _require_one_form(repo, files, {file.rfilename for file in there.siblings or ()})
     additions = [CommitOperationAdd(name, file) for name, file in files.items()]
     commit = api.create_commit(repo, additions, commit_message=message)
     return str(commit.commit_url), private
+
+
+def _require_one_form(repo: str, files: Mapping[str, Path], held: set[str]) -> None:
+    """InputError where the repository would hold an adapter and a whole model.
+
+    transformers then loads the adapter on its base, whatever the whole model is.
+    """
+    forms = {"adapter_config.json", "config.json"}
+    sent, other = forms & files.keys(), forms & held - files.keys()
+    if sent and other:
+        names = {"adapter_config.json": "an adapter", "config.json": "a whole model"}
+        raise InputError(
+            "the repository holds another form, and both in one are loaded wrongly",
+            f"{repo} has {names[other.pop()]}, this is {names[sent.pop()]}",
+            "--repo with another name; or delete the other's files on its page",
+            "two-forms",
+        )
 
 
 def _with_patience(send: Callable[[], tuple[str, bool]], repo: str) -> tuple[str, bool]:

@@ -15,6 +15,7 @@ from retone.data.preparing import PreparedData
 from retone.inference.engine import Engine
 from retone.models.adapters import initial_part, own_part, read_part
 from retone.models.methods import METHODS, count_parameters
+from retone.models.precision import in_precision, mixed_precision
 from retone.models.saving import add_older, save_tuned
 from retone.recipe_file import find_recipe, load_recipe
 from retone.run_dir import Run, read_json, read_jsonl, whole_folder, write_json, write_whole
@@ -81,6 +82,8 @@ def _asker(run: Run, opened: Opened, model: Any) -> Callable[[int], None]:
     questions = sample_questions(run, recipe)[: recipe.train.sample_answers]
     engine = Engine(model, opened.tokenizer, opened.template)
     tuned = Tuned(engine, opened.resolved)
+    # Weights that are trained lie in float32 among others, as in a training step.
+    answer = in_precision(engine.tuned, mixed_precision(model), model.device)
 
     def ask(step: int) -> None:
         if not questions:
@@ -90,10 +93,10 @@ def _asker(run: Run, opened: Opened, model: Any) -> Callable[[int], None]:
         lines = [line for line in kept if line["step"] < step]
         model.eval()
         prompts = [tuned.messages(Message("user", question)) for question in questions]
-        answers = engine.tuned(prompts, tuned.sampling)
+        answers = answer(prompts, tuned.sampling)
         model.train()
-        for question, answer in zip(questions, answers, strict=True):
-            lines.append({"step": step, "question": question, "answer": answer.text})
+        for question, found in zip(questions, answers, strict=True):
+            lines.append({"step": step, "question": question, "answer": found.text})
         write_whole(
             run.samples, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         )
