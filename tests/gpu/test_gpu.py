@@ -75,14 +75,17 @@ def test_half_precision_follows_float32(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_packed_bases_learn(quantization: str, dtype: str, folder: Path, tmp_path: Path) -> None:
     base = {"quantization": quantization, "dtype": dtype}
+    packed = load_base(folder, device="cuda", **base).model.layers[0].self_attn.q_proj
+    assert type(packed).__name__ == {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization]
     found = losses(folder, tmp_path, base, epochs=None)
     assert found[-1] < found[0] - 0.05
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit", "lion", "muon"])
 def test_optimizers_learn(optimizer: str, folder: Path, tmp_path: Path) -> None:
-    rate = 5e-4 if optimizer == "lion" else 5e-3
-    found = losses(folder, tmp_path, {}, optimizer=optimizer, learning_rate=rate)
+    """All weights: those of adapters are so small that bitsandbytes leaves their state whole."""
+    rate = 5e-4 if optimizer == "lion" else 1e-3
+    found = losses(folder, tmp_path, {}, kind="full", optimizer=optimizer, learning_rate=rate)
     assert found[-1] < found[0] - 0.05
 
 

@@ -214,6 +214,21 @@ def test_a_family_answers_through_its_own_template(family: str) -> None:
     torch.testing.assert_close(loss / weight, plain_loss(model, [row]), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["lora", "bottleneck"])
+def test_only_the_text_part_of_a_multimodal_model_is_trained(kind: str) -> None:
+    """What sees pictures never gets a gradient here."""
+    seen = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config={**SMALL, "vocab_size": 320}, vision_config=seen, mm_tokens_per_image=1
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    model = METHODS[kind].prepare(model, tiny.method(kind))
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert trained
+    assert all(".language_model." in name for name in trained)
+
+
 def new_rows(model: Any) -> list[torch.Tensor]:
     """Embeddings of the added tokens, and their rows of the head: [3, hidden] each."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
