@@ -114,12 +114,10 @@ def _presets(table: Mapping[str, Any]) -> Iterator[str]:
         kinds = ", ".join(f"`{kind}`" for kind in row["kinds"])
         yield f"| {kinds} | {row['small']:g} | {row['large']:g} | {row['source']} |"
     yield ""
-    for row in table["few"]:
-        kinds = ", ".join(f"`{kind}`" for kind in row["kinds"])
-        yield (
-            f"Up to {row['rows']:,} rows {kinds} gets {row['factor']:g} times the rate on a "
-            f"{row['size']} model: few rows make few steps ({row['source']})."
-        )
+    yield "| with | times | source |"
+    yield "|---|---|---|"
+    for row in (*table["variant"], *table["optimizer"]):
+        yield f"| {row['name']} | {row['factor']:g} | {row['source']} |"
     yield ""
     yield from _by_rows(table["rank"], "rank", "rank of LoRA")
     yield ""

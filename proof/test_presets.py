@@ -95,5 +95,5 @@ def test_the_preset_is_near_the_best(style: str, size: int) -> None:
     row = {rate: known.get(f"{style} {size} {rate:g}") for rate in RATES}
     assert all(row.values()), "the sweep is not complete"
     scores = {rate: cell["bleu"]["value"] for rate, cell in row.items() if cell}
-    preset, _ = rate_for(Recipe(data=DataSection(train="rows.jsonl")), 135_000_000, size)
+    preset, _ = rate_for(Recipe(data=DataSection(train="rows.jsonl")), 135_000_000)
     assert scores[preset] >= NEAR * max(scores.values())

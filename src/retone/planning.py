@@ -207,7 +207,7 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
         filled["train.optimizer"] = Choice("adamw_8bit", because)
     fill("train.micro_batch_size", recipe.train.batch_size, "the token limit cuts where needed")
     fill("train.micro_batch_tokens", *_micro_batch_tokens(machine))
-    fill("train.learning_rate", *rate_for(recipe, model.parameters, data.rows))
+    fill("train.learning_rate", *rate_for(recipe, model.parameters))
     if recipe.train.max_steps is None and recipe.train.minutes is None:
         fill("train.epochs", *epochs_for(data.rows))
     steps_per_epoch = max(1, math.ceil(data.rows / recipe.train.batch_size))

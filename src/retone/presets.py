@@ -30,25 +30,20 @@ def type_for(device: str, capability: float, model_type: str) -> tuple[str, str]
     return row["dtype"], row["because"]
 
 
-def rate_for(recipe: Recipe, parameters: int, rows: int) -> tuple[float, str]:
-    """Peak learning rate for a method, an optimizer, parameters and training rows, and why."""
-    table, kind = _table("presets"), recipe.method.kind
+def rate_for(recipe: Recipe, parameters: int) -> tuple[float, str]:
+    """Peak learning rate for a method, an optimizer and a number of parameters, and why."""
+    table, method = _table("presets"), recipe.method
+    kind = method.kind
     size = "small" if parameters < table["small_parameters"] else "large"
     rate = next(row for row in table["rate"] if kind in row["kinds"])[size]
     why = f"{kind} on {parameters / 1e6:.0f}M parameters ({size} model)"
-    for few in table["few"]:
-        if kind in few["kinds"] and size == few["size"] and rows <= few["rows"]:
-            rate *= few["factor"]
-            why += f", times {few['factor']:g} for {rows:,} rows"
-    variants = {"olora": recipe.method.init == "olora", "lora+": recipe.method.plus_ratio > 1}
-    for variant in table["variant"]:
-        if variants[variant["name"]]:
-            rate *= variant["factor"]
-            why += f", times {variant['factor']:g} for {variant['name']}"
-    for scale in table["scale"]:
-        if recipe.train.optimizer == scale["optimizer"]:
-            rate *= scale["factor"]
-            why += f", times {scale['factor']:g} for {recipe.train.optimizer}"
+    used = {recipe.train.optimizer, method.init}
+    used |= {"rslora"} if method.rslora else set()
+    used |= {"lora+"} if method.plus_ratio > 1 else set()
+    for row in (*table["variant"], *table["optimizer"]):
+        if row["name"] in used:
+            rate *= row["factor"]
+            why += f", times {row['factor']:g} for {row['name']}"
     return rate, why
 
 

@@ -60,19 +60,17 @@ def test_types_by_device(machine: Machine, model: ModelFacts, dtype: str) -> Non
     assert resolved(machine, model, model={"dtype": "float32"}).recipe.model.dtype == "float32"
 
 
-def test_rates_depend_on_method_size_rows_and_optimizer() -> None:
-    def rate(parameters: int = 135_000_000, rows: int = 600, **sections: Any) -> float:
+def test_rates_depend_on_method_size_and_optimizer() -> None:
+    def rate(parameters: int = 135_000_000, **sections: Any) -> float:
         recipe = Recipe(data=DataSection(train="rows.jsonl"), **sections)
-        return rate_for(recipe, parameters, rows)[0]
+        return rate_for(recipe, parameters)[0]
 
     assert rate() > rate(3_000_000_000) > rate(3_000_000_000, method={"kind": "full"})
     assert rate(method={"kind": "prompt"}) > rate(method={"kind": "ia3"}) > rate()
     assert rate(train={"optimizer": "lion"}) == pytest.approx(0.1 * rate())
-    assert rate(rows=100) > rate(rows=600)
-    assert rate(3_000_000_000, rows=100) == rate(3_000_000_000)  # nobody has measured that
     assert rate(method={"plus_ratio": 16}) < rate()
-    assert rate(method={"init": "olora"}) < rate() == rate(method={"init": "pissa"})
-    assert rate(rows=100, method={"kind": "full"}) == rate(method={"kind": "full"})
+    assert rate(method={"init": "olora"}) < rate()
+    assert rate(method={"rslora": True}) < rate() == rate(method={"dora": True})
     for kind in ("lora", "full", "last_layers", "unfreeze", "ia3", "prefix", "prompt"):
         assert 1e-6 < rate(method={"kind": kind}) < 0.1
 
