@@ -37,7 +37,7 @@ def rate_for(recipe: Recipe, parameters: int) -> tuple[float, str]:
     size = "small" if parameters < table["small_parameters"] else "large"
     rate = next(row for row in table["rate"] if kind in row["kinds"])[size]
     why = f"{kind} on {parameters / 1e6:.0f}M parameters ({size} model)"
-    used = {recipe.train.optimizer, method.init}
+    used: set[str] = {recipe.train.optimizer, method.init}
     used |= {"rslora"} if method.rslora else set()
     used |= {"lora+"} if method.plus_ratio > 1 else set()
     for row in (*table["variant"], *table["optimizer"]):

@@ -379,6 +379,7 @@ def test_a_run_that_ended_by_the_clock_has_the_steps_that_it_did(work: Path) -> 
     found = eject("my", output=work / "out")
     assert isinstance(found, Ejected)
     assert len(read_jsonl(work / "out" / "steps.jsonl")) == 5
+    assert "WARMUP = 1 " in (work / "out" / "train.py").read_text()  # a share of them
     assert any("the 5 steps that the run did" in sentence for sentence in found.left_out)
 
 

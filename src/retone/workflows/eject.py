@@ -287,6 +287,7 @@ def _context(opened: Opened, order: Order, weighted: bool) -> dict[str, Any]:
     recipe, base = opened.resolved.recipe, opened.base
     model, method, train = recipe.model, recipe.method, recipe.train
     whole = method.kind in ("full", "last_layers") or method.bias != "none" or method.train_also
+    warmup = train.warmup_steps or 0
     return {
         "run": opened.run.name,
         "model": model,
@@ -294,6 +295,7 @@ def _context(opened: Opened, order: Order, weighted: bool) -> dict[str, Any]:
         "train": train,
         "objective": recipe.objective,
         "steps": len(order.steps),
+        "warmup": math.ceil(warmup * len(order.steps)) if isinstance(warmup, float) else warmup,
         "passes": order.passes,
         "rows_a_pass": math.ceil(train.batch_size / order.passes),
         "weighted": weighted,
