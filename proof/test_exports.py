@@ -69,8 +69,9 @@ def named(to: str, kind: str) -> str:
 def noted(who: str, exported: Exported) -> None:
     """Ask of the gate what an export has to reach, and keep what it said."""
     found = {"ok": exported.ok, **exported.gate.as_json()}
-    limits = limits_of(exported.name.removeprefix("gguf-"))
-    assert (found["top-1"]["limit"], found["drift"]["limit"]) == (limits["top_1"], limits["drift"])
+    limits = limits_of(exported.name.removeprefix("gguf-"))  # stricter where merged in float32
+    assert found["top-1"]["limit"] >= limits["top_1"]
+    assert found["drift"]["limit"] <= limits["drift"]
     assert exported.ok == ((who, exported.name) not in BLOCKED), exported.gate.rows()
     assert exported.ok == (exported.path is not None)
     # A tiny model may not learn to end, and then there is no end to compare.
