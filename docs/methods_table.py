@@ -64,7 +64,7 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
     machine, first = proof["machine"], next(iter(proof["methods"].values()))
     yield (
         "The bundled Yoda rows, SmolLM2-135M-Instruct as its Q4_1 GGUF unpacks, "
-        f"{machine['name']} with {machine['cores']} cores, {proof['date']}, "
+        f"{machine['name']}, {proof['date']}, "
         f"{_commits(proof['methods'])}; with the presets, but where settings are given. BLEU of "
         f"{first['bleu']['n']} held-out rows with its 95 % interval; copying the prompt scores "
         f"{first['copy']:.1f}."
@@ -79,7 +79,7 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
             f"| {name} | {settings} | {100 * row['trained'] / row['total']:.2f} % "
             f"| {bleu['value']:.1f} ({bleu['low']:.1f} to {bleu['high']:.1f}) "
             f"| {row['peak_bytes'] / 1e9:.1f} GB | {row['minutes']:.1f} min "
-            f"| {row.get('threads', machine['cores'])} | {row.get('dtype', 'bfloat16')} "
+            f"| {row['threads']} | {row['dtype']} "
             f"| {row['saved_bytes'] / 1e6:.1f} MB |"
         )
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STEPS = 30
 LAST = 5  # logged losses whose mean is the end loss
 NEAR = 0.02  # of the run's own loss
-EXACT = 1e-5  # of it, on the tiny models in float32: the same sums in another order
+EXACT = 1e-4  # of it, on the tiny models in float32: sums in another order, and nine steps on
 LOGGED = ("loss", "eval_loss")
 NOUNS = ("cat", "dog", "bird", "fish", "mouse", "horse", "goat", "sheep", "duck", "goose", "hen",
          "cow", "fox", "owl", "bee", "ant", "hare", "wolf")  # fmt: skip
