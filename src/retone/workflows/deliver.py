@@ -16,7 +16,7 @@ from retone.models.methods import METHODS
 from retone.run_dir import Run, require_new
 from retone.workflows.adopt import run_or_adapter
 from retone.workflows.export import Exported, export
-from retone.workflows.load import open_run
+from retone.workflows.load import Opened, open_run
 from retone.workflows.ollama import create, require_modelfile, write_modelfile
 from retone.workflows.push import Pushed, push, require_pushable
 from retone.workflows.space import write_docker, write_space
@@ -115,15 +115,18 @@ def deliver(
         sent = push(found, exported.path, _named(found, repo), gate=exported.gate.as_json(), **seen)
         return Delivered(exported, to, exported.path, sent)
     if to == "ollama":
-        modelfile = write_modelfile(next(exported.path.glob("*.gguf")), opened)
-        name = found.name.lower()
-        exported = replace(exported, notes=(*exported.notes, NOT_BY_OLLAMA))
-        told = f"ollama run {name}" if create(modelfile, name) else ""
-        return Delivered(exported, to, modelfile, told=told)
+        return _to_ollama(opened, exported, exported.path)
     write, told = _FOLDERS[to]
     out = output or found.exports / to
     write(found, exported.path, out, licence=licence, offline=offline)
     return Delivered(exported, to, out, told=told)
+
+
+def _to_ollama(opened: Opened, exported: Exported, folder: Path) -> Delivered:
+    modelfile, name = write_modelfile(next(folder.glob("*.gguf")), opened), opened.run.name.lower()
+    noted = replace(exported, notes=(*exported.notes, NOT_BY_OLLAMA))
+    told = f"ollama run {name}" if create(modelfile, name) else ""
+    return Delivered(noted, "ollama", modelfile, told=told)
 
 
 def _named(run: Run, repo: str | None) -> str:
