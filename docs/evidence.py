@@ -130,12 +130,16 @@ def candidate_lines(measured: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def _cores(count: int) -> str:
+    return f"{count} core{'s' if count > 1 else ''}"
+
+
 def machine_of(proof: dict[str, Any]) -> str:
     """Processor, cores, memory, and the measured rates where there are some."""
     machine = proof["machine"]
     parts = [
         machine["name"],
-        f"{machine['cores']} cores",
+        _cores(machine["cores"]),
         f"{machine['memory_bytes'] / 1e9:.0f} GB",
     ]
     if machine["device"] == "cpu" and machine["bf16_tflops"]:
@@ -220,7 +224,7 @@ def evidence_table(proofs: dict[str, dict[str, Any]]) -> str:
         scores, machine, metric = proof["scores"], proof["machine"], proof["headline"]
         *others, tuned = (score(scores.get(who, {}).get(metric)) for who in CANDIDATES)
         minutes = f"{sum(proof['seconds'].values()) / 60:.1f}"
-        where = f"{machine['name']}, {machine['cores']} cores"
+        where = f"{machine['name']}, {_cores(machine['cores'])}"
         rows = str(scores["tuned"][metric]["n"])
         label = METRICS[metric].label
         cells = (label, *others, f"**{tuned}**", rows, minutes, where)
