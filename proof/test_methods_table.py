@@ -1,6 +1,6 @@
 """Every method on the bundled Yoda rows with what `resolve` chooses: docs/methods.md is made of it.
 
-About seven minutes a method on one core; RETONE_METHODS="lora,ia3" runs some, which replace their
+Ten to fifteen minutes a row on one core; RETONE_METHODS="lora,ia3" runs some, which replace their
 rows in the results. All in one type with one thread: minutes compare while something else runs.
 """
 

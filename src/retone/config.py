@@ -172,7 +172,7 @@ class MethodSection(Section):
     rank: Annotated[int, Field(gt=0)] | None = None
     """lora: rank of each adapter pair; left out: by tables/presets.toml."""
     alpha: Positive | None = None
-    """lora: adapters are scaled by alpha / rank; left out: twice the rank."""
+    """lora: adapters are scaled by alpha / rank; left out: twice the rank (rslora: 16)."""
     dropout: Annotated[Finite, Field(ge=0, lt=1)] = 0.0
     """lora, bottleneck: dropout on the adapters' input."""
     targets: str | list[str] | None = None
