@@ -1,5 +1,7 @@
 """The presets against a small sweep: 3 learning rates x 3 data sizes x 2 styles, LoRA.
 
+The grid is fixed; a preset between its points is measured as a column of its own.
+
 Yoda is the bundled set; the other style turns verses of the Bible in Basic English (1949) into
 those of the King James Version. What a cell scores is recorded at once, so that a sweep
 that was stopped goes on; without presets.json it begins again. The type is that of the machine
@@ -24,7 +26,8 @@ VERSES = (
     Path(__file__).resolve().parents[2]
     / "shared" / "data" / "style" / "public_kjv_bbe_web_ylt_2000.jsonl"
 )  # fmt: skip
-RATES = (3e-4, 1e-3, 3e-3)
+PRESET, _ = rate_for(Recipe(data=DataSection(train="rows.jsonl")), 135_000_000)
+RATES = sorted({3e-4, 1e-3, 3e-3, PRESET})
 SIZES = (100, 300, 600)
 STYLES = ("yoda", "verses")
 DTYPE = os.environ.get("RETONE_DTYPE", "float32")
@@ -90,10 +93,9 @@ def test_cell(style: str, size: int, rate: float, folder: Path) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("style", STYLES)
 def test_the_preset_is_near_the_best(style: str, size: int) -> None:
-    """The rate of tables/presets.toml scores within 5 % of the best of its row."""
+    """The rate of tables/presets.toml scores within 5 % of the best of its row of the sweep."""
     known = cells()
     row = {rate: known.get(f"{style} {size} {rate:g}") for rate in RATES}
     assert all(row.values()), "the sweep is not complete"
     scores = {rate: cell["bleu"]["value"] for rate, cell in row.items() if cell}
-    preset, _ = rate_for(Recipe(data=DataSection(train="rows.jsonl")), 135_000_000)
-    assert scores[preset] >= NEAR * max(scores.values())
+    assert scores[PRESET] >= NEAR * max(scores.values())
