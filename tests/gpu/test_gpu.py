@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,8 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base whose layers are wide enough to be packed."""
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "initializer_range": 0.1}
+    """A tiny base whose layers are wide enough to be packed, and their optimizer state paged."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "initializer_range": 0.1}
     return tiny.folder(tmp_path_factory.mktemp("base"), **sizes)
 
 
@@ -41,7 +42,7 @@ def losses(
     """Of a few steps on the GPU, or of fewer where it is killed."""
     torch.manual_seed(0)
     kind = train.pop("kind", "lora")
-    method = tiny.method(kind)
+    method = tiny.method(kind, **train.pop("method", {}))
     given = {"dtype": "float32", "attention": "sdpa", "device": "cuda", **base}
     model = METHODS[kind].prepare(load_base(folder, **given), method)
     found: list[float] = []
@@ -81,6 +82,28 @@ def test_packed_bases_learn(quantization: str, dtype: str, folder: Path, tmp_pat
     assert found[-1] < found[0] - 0.05
 
 
+@pytest.mark.parametrize(
+    ("kind", "method", "rate"),
+    [
+        ("lora", {"dora": True}, 5e-3),
+        ("ia3", {}, 5e-2),
+        ("prefix", {}, 5e-2),
+        ("prompt", {}, 0.3),
+        ("bottleneck", {}, 2e-2),
+        ("unfreeze", {"layers": 1}, 1e-3),
+        ("last_layers", {"layers": 1}, 1e-3),
+    ],
+)
+def test_methods_learn(
+    kind: str, method: dict[str, Any], rate: float, folder: Path, tmp_path: Path
+) -> None:
+    """The second epoch against the first: both are of the same rows."""
+    base = {"dtype": "float16"}
+    found = losses(folder, tmp_path, base, kind=kind, method=method, learning_rate=rate)
+    half = STEPS // 2
+    assert statistics.mean(found[half:]) < statistics.mean(found[:half]) - 0.1
+
+
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit", "lion", "muon"])
 def test_optimizers_learn(optimizer: str, folder: Path, tmp_path: Path) -> None:
     """All weights: those of adapters are so small that bitsandbytes leaves their state whole."""
@@ -95,14 +118,32 @@ def test_checkpointing_changes_no_loss_and_takes_less(folder: Path, tmp_path: Pa
     assert twice == pytest.approx(plain, rel=1e-4)
 
 
-def test_a_killed_run_goes_on(folder: Path, tmp_path: Path) -> None:
-    base = {"dtype": "float16"}
-    whole = losses(folder, tmp_path / "whole", base, save_every=2)
-    killed = losses(folder, tmp_path / "killed", base, save_every=2, kill_at=5)
-    resumed = losses(folder, tmp_path / "killed", base, save_every=2)
+@pytest.mark.parametrize(
+    ("dtype", "train"),
+    [
+        ("float16", {}),
+        ("float32", {"kind": "full", "optimizer": "paged_adamw_8bit", "learning_rate": 1e-3}),
+    ],
+)
+def test_a_killed_run_goes_on(
+    dtype: str, train: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
+    base = {"dtype": dtype}
+    whole = losses(folder, tmp_path / "whole", base, save_every=2, **train)
+    killed = losses(folder, tmp_path / "killed", base, save_every=2, kill_at=5, **train)
+    pages = _pages()
+    resumed = losses(folder, tmp_path / "killed", base, save_every=2, **train)
+    assert (_pages() > pages) == ("optimizer" in train)
     assert len(whole) == STEPS
     assert killed == pytest.approx(whole[:5], rel=1e-3)  # sums on a GPU have no fixed order
     assert resumed == pytest.approx(whole[4:], rel=1e-3)  # step 4 was the last that was saved
+
+
+def _pages() -> int:
+    """Tensors that bitsandbytes may move off the GPU, of all optimizers so far."""
+    from bitsandbytes.functional import GlobalPageManager
+
+    return len(GlobalPageManager.get_instance().paged_tensors)
 
 
 def test_this_device_has_a_type() -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
+from safetensors.torch import load_file
 
 import tiny
 from retone.models.locate import locate
@@ -438,20 +440,37 @@ def test_an_evaluation_on_another_file_is_told(run: Run) -> None:
     assert header(card)["model-index"][0]["results"][0]["dataset"]["name"] == "my-rows"
 
 
-def test_the_program_of_an_adapter_stops_where_the_template_does(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The base's own configuration names another end, and peft reads no other."""
-    folder = tmp_path / "exported"
+def executed(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the program of an adapter's card leaves, run in the folder that was exported."""
     shutil.copytree(run.adapter, folder)
     write_json(folder / "generation_config.json", {"eos_token_id": [7], "do_sample": False})
+    monkeypatch.chdir(folder)
     card = model_card(run, "adapter", GATE)
     code = re.search(r"^(`{3,})python\n(.*?)\n\1$", card, re.DOTALL | re.MULTILINE)
     assert code is not None
     base = read_json(run.resolved)["recipe"]["model"]["name"]
-    monkeypatch.chdir(folder)
     names: dict[str, Any] = {}
     exec(code[2].replace('"the folder of base"', repr(base)), names)
+    return names
+
+
+def test_the_program_of_an_adapter_makes_room_for_new_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer has two entries more than the base has embeddings."""
+    run = small_run(tmp_path, vocab_size=318)
+    rows = executed(run, tmp_path / "exported", monkeypatch)["model"].get_input_embeddings().weight
+    saved = load_file(run.adapter / "adapter_model.safetensors")
+    (trained,) = (tensor for name, tensor in saved.items() if "trainable_tokens" in name)
+    assert len(rows) == 320
+    torch.testing.assert_close(rows[318:], trained)
+
+
+def test_the_program_of_an_adapter_stops_where_the_template_does(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base's own configuration names another end, and peft reads no other."""
+    names = executed(run, tmp_path / "exported", monkeypatch)
     assert names["model"].generation_config.eos_token_id == [7]
     assert names["ids"].shape[1] > names["prompt"]["input_ids"].shape[1]
 

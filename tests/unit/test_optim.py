@@ -83,6 +83,27 @@ def test_an_optimizer_learns_and_goes_on_exactly(name: str, tmp_path: Path) -> N
     assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
 
 
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+def test_a_paged_state_is_loaded_into_memory_of_its_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which can leave a GPU; on a CPU it is memory like any other, so it is asked who made it."""
+    model = full(tiny.model(), MethodSection(kind="full"))
+    train, trained = settings(optimizer="paged_adamw_8bit"), trained_parameters(model)
+    optimizer = make_optimizer(model, train)
+    a_step(model, optimizer, 0)
+    save_checkpoint(tmp_path, trained, optimizer, SCALER, Progress(step=1))
+    again, made = make_optimizer(model, train), []
+    make = again.get_state_buffer
+    monkeypatch.setattr(
+        again, "get_state_buffer", lambda *p, **kind: made.append(make(*p, **kind)) or made[-1]
+    )
+    load_checkpoint(tmp_path, trained, again, SCALER)
+    moments = [state[name] for state in again.state.values() for name in ("state1", "state2")]
+    assert {id(tensor) for tensor in moments} == {id(tensor) for tensor in made}
+    assert any(tensor.any() for tensor in made)
+
+
 def test_muon_takes_matrices_and_adamw_the_rest() -> None:
     model = full(tiny.model(tie_word_embeddings=False), MethodSection(kind="full"))
     optimizer = make_optimizer(model, settings(optimizer="muon"))

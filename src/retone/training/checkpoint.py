@@ -151,12 +151,18 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    states = {number: (state, p.device) for number, state, p in _states(optimizer)}
+    states = {number: (state, p) for number, state, p in _states(optimizer)}
+    paged = getattr(optimizer, "is_paged", False)
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
-        state, device = states[int(number)]
-        counted = tensor.ndim == 0 and tensor.dtype in (torch.int64, torch.float64)
-        state[name] = tensor.item() if counted else tensor.to(device)
+        state, parameter = states[int(number)]
+        if tensor.ndim == 0 and tensor.dtype in (torch.int64, torch.float64):
+            state[name] = tensor.item()
+        elif paged and tensor.shape == parameter.shape:  # bitsandbytes has memory of its own for it
+            buffer = optimizer.get_state_buffer(parameter, dtype=tensor.dtype)
+            state[name] = buffer.copy_(tensor)
+        else:
+            state[name] = tensor.to(parameter.device)
 
 
 def _random_state() -> dict[str, Tensor]:

@@ -346,7 +346,7 @@ def ways_to_use(
         ways.append({"title": "With llama.cpp", "code": fenced(serve, "sh")})
     elif _library(run, kind):
         title = "With transformers" + (" and peft" if kind == "adapter" else "")
-        code = _python(kind, base, turns, most)
+        code = _python(kind, base, turns, most, grown=_adds_tokens(run))
         ways.append({"title": title, "code": fenced(code, "python")})
     if kind == "merged":
         code = "retone run RECIPE --model ORG/NAME"
@@ -354,15 +354,26 @@ def ways_to_use(
     return ways
 
 
+def _adds_tokens(run: Run) -> bool:
+    """Whether the adapter has embeddings of tokens that its base may not have."""
+    file = run.adapter / "adapter_config.json"
+    return file.is_file() and bool(read_json(file).get("trainable_token_indices"))
+
+
 def _python(
-    kind: str, base: Mapping[str, Any], turns: Sequence[Mapping[str, str]], most: int
-) -> str:
+    kind: str, base: Mapping[str, Any], turns: Sequence[Mapping[str, str]], most: int, *,
+    grown: bool,
+) -> str:  # fmt: skip
     """A program that answers one question, with every text as a Python literal."""
     where = json.dumps(base["repo"] or f"the folder of {base['name']}", ensure_ascii=False)
     if base["revision"]:
         where += f", revision={json.dumps(base['revision'])}"
     # peft does not read which tokens end an answer; the base's own may be others.
     load = [f"model = AutoModelForCausalLM.from_pretrained({where})",
+            *([
+                "rows = model.get_input_embeddings().num_embeddings",
+                "model.resize_token_embeddings(max(rows, len(tokenizer)))",
+            ] if grown else []),
             "model = PeftModel.from_pretrained(model, folder)",
             "model.generation_config = GenerationConfig.from_pretrained(folder)"]  # fmt: skip
     if kind == "merged":
