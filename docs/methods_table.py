@@ -10,6 +10,7 @@ from typing import Any
 
 from evidence import MADE_BY
 from retone.config import METHOD_FIELDS
+from retone.evaluation.numbers import size
 from retone.models.methods import METHODS
 
 TABLES = Path(str(files("retone") / "tables"))
@@ -70,17 +71,20 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
         f"{first['copy']:.1f}."
     )
     yield ""
-    yield "| method | settings | trained | BLEU | peak memory | training | threads | type | file |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield (
+        "| method | settings | trained | BLEU | peak memory | training | threads | type | rate "
+        "| file |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for name, row in proof["methods"].items():
         bleu = row["bleu"]
         settings = ", ".join(f"`{each}`" for each in row["settings"])
         yield (
             f"| {name} | {settings} | {100 * row['trained'] / row['total']:.2f} % "
             f"| {bleu['value']:.1f} ({bleu['low']:.1f} to {bleu['high']:.1f}) "
-            f"| {row['peak_bytes'] / 1e9:.1f} GB | {row['minutes']:.1f} min "
+            f"| {size(row['peak_bytes'])} | {row['minutes']:.1f} min "
             f"| {row['threads']} | {row['dtype']} "
-            f"| {row['saved_bytes'] / 1e6:.1f} MB |"
+            f"| {row['learning_rate']:g} | {size(row['saved_bytes'])} |"
         )
 
 
