@@ -152,14 +152,15 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     states = {number: (state, p) for number, state, p in _states(optimizer)}
-    paged = getattr(optimizer, "is_paged", False)
+    paged: Any = optimizer if getattr(optimizer, "is_paged", False) else None
     for key, tensor in tensors.items():
         number, _, name = key.partition(".")
         state, parameter = states[int(number)]
         if tensor.ndim == 0 and tensor.dtype in (torch.int64, torch.float64):
             state[name] = tensor.item()
-        elif paged and tensor.shape == parameter.shape:  # bitsandbytes has memory of its own for it
-            buffer = optimizer.get_state_buffer(parameter, dtype=tensor.dtype)
+        elif paged is not None and tensor.shape == parameter.shape:
+            # A plain tensor would stay on the GPU; bitsandbytes makes one that can leave it.
+            buffer = paged.get_state_buffer(parameter, dtype=tensor.dtype)
             state[name] = buffer.copy_(tensor)
         else:
             state[name] = tensor.to(parameter.device)
