@@ -1,6 +1,6 @@
 """Every method on the bundled Yoda rows with what `resolve` chooses: docs/methods.md is made of it.
 
-Ten to fifteen minutes a row on one core; RETONE_METHODS="lora,ia3" runs some, which replace their
+Twelve to twenty minutes a row on one core; RETONE_METHODS="lora,ia3" runs some, which replace their
 rows in the results. All in one type with one thread: minutes compare while something else runs.
 """
 
