@@ -16,12 +16,14 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from chat_models import template_of, tokenizer_of
+from retone.batch import EncodedRow
 from retone.config import METHOD_FIELDS, MethodSection, Recipe
 from retone.conversation import Message
 from retone.data.batching import collate
 from retone.errors import InputError
 from retone.inference.engine import Engine
 from retone.inference.sampling import Sampling
+from retone.models import adapters
 from retone.models.loading import add_embeddings, load_base, model_facts
 from retone.models.methods import METHODS, count_parameters
 from retone.models.saving import load_tuned, save_tuned
@@ -194,6 +196,24 @@ def test_every_method_knows_the_family(
         torch.testing.assert_close(
             plain_loss(again, rows), plain_loss(model.eval(), rows), rtol=1e-5, atol=0
         )
+
+
+@each_family
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_what_stands_before_the_prompt_begins_as_tokens_do(
+    family: str, kind: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = torch.tensor([7, 91, 33, 250, 118])
+    monkeypatch.setattr(adapters, "_drawn_tokens", lambda *_: drawn)
+    rows = tiny.rows(3)
+    ids = tuple(drawn.tolist())
+    longer = [
+        EncodedRow(ids + row.input_ids, (0.0,) * len(ids) + row.loss_weights) for row in rows
+    ]
+    expected = plain_loss(loaded(folders[family]), longer)
+    method = tiny.method(kind, virtual_tokens=len(ids))
+    model = METHODS[kind].prepare(loaded(folders[family]), method)
+    torch.testing.assert_close(plain_loss(model, rows), expected, rtol=1e-5, atol=0)
 
 
 @each_family

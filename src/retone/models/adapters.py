@@ -19,9 +19,11 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
     get_peft_model_state_dict,
+    initialize_kv_prefix_from_past_key_values,
 )
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import DynamicCache
 
 from retone.config import MethodSection
 from retone.errors import InputError
@@ -125,9 +127,17 @@ def ia3(model: Any, method: MethodSection) -> Any:
 
 
 def prefix(model: Any, method: MethodSection) -> Any:
-    """Learned keys and values before the prompt (Li and Liang 2021, arXiv:2101.00190)."""
+    """Learned keys and values before the prompt (Li and Liang 2021, arXiv:2101.00190).
+
+    They begin as those of tokens drawn at random: section 7.4 there found words better than noise.
+    """
     config = PrefixTuningConfig(num_virtual_tokens=method.virtual_tokens, task_type="CAUSAL_LM")
-    return get_peft_model(model, config)
+    tuned = get_peft_model(model, config)
+    cache = DynamicCache()  # without the model's config no layer forgets
+    with torch.no_grad(), tuned.disable_adapter():
+        tuned(input_ids=_drawn_tokens(model, method)[None], past_key_values=cache, use_cache=True)
+    initialize_kv_prefix_from_past_key_values(tuned, past_key_values=cache)
+    return tuned
 
 
 def prompt(model: Any, method: MethodSection) -> Any:
@@ -135,14 +145,19 @@ def prompt(model: Any, method: MethodSection) -> Any:
 
     They begin as embeddings of tokens drawn at random, which that paper found better than noise.
     """
-    embeddings = model.get_input_embeddings().weight
     config = PromptTuningConfig(num_virtual_tokens=method.virtual_tokens, task_type="CAUSAL_LM")
     tuned = get_peft_model(model, config)
     with torch.no_grad():
-        drawn = torch.randint(len(embeddings), (method.virtual_tokens,))
+        drawn = model.get_input_embeddings()(_drawn_tokens(model, method))  # Gemma's are scaled
         for parameter in tuned.prompt_encoder.parameters():
-            parameter.copy_(embeddings[drawn.to(embeddings.device)])
+            parameter.copy_(drawn)
     return tuned
+
+
+def _drawn_tokens(model: Any, method: MethodSection) -> Tensor:
+    """int64 [virtual_tokens] on the model's device, each id as likely as another."""
+    embeddings = model.get_input_embeddings().weight
+    return torch.randint(len(embeddings), (method.virtual_tokens,)).to(embeddings.device)
 
 
 def _has_module(model: Any, name: str) -> bool:
