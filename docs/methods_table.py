@@ -122,6 +122,13 @@ def _presets(table: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|"
     for row in (*table["variant"], *table["optimizer"]):
         yield f"| {row['name']} | {row['factor']:g} | {row['source']} |"
+    yield f"| rslora | {table['rslora']['factor']} | {table['rslora']['source']} |"
+    yield ""
+    yield "| optimizers | `train.beta2` | source |"
+    yield "|---|---|---|"
+    for row in table["beta2"]:
+        names = ", ".join(f"`{name}`" for name in row["optimizers"])
+        yield f"| {names} | {row['value']:g} | {row['source']} |"
     yield ""
     yield from _by_rows(table["rank"], "rank", "rank of LoRA")
     yield ""

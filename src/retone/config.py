@@ -229,6 +229,9 @@ class ObjectiveSection(Section):
     arXiv:1512.00567)."""
 
 
+BETA1 = 0.9
+
+
 class TrainSection(Section):
     """[train]: how long and how fast."""
 
@@ -261,10 +264,11 @@ class TrainSection(Section):
     """Steps of linear warm-up, or a share of all steps; left out: 0.05 of them."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
-    beta1: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
+    beta1: Annotated[Finite, Field(ge=0, lt=1)] = BETA1
     """Decay of the gradients' running mean (adamw, lion); muon's momentum; not of adafactor."""
-    beta2: Annotated[Finite, Field(ge=0, lt=1)] = 0.999
-    """Decay of the squared gradients' running mean (adamw); of lion: of the gradients' second."""
+    beta2: Annotated[Finite, Field(ge=0, lt=1)] | None = None
+    """Decay of the squared gradients' running mean (adamw), of the gradients' own (lion); left out:
+    by tables/presets.toml; not of adafactor."""
     max_grad_norm: Positive = 1.0
     """Gradients are scaled down to this L2 norm."""
     neftune_alpha: Annotated[Finite, Field(ge=0)] = 0.0
@@ -293,6 +297,8 @@ class TrainSection(Section):
         given = [name for name in ("epochs", "max_steps", "minutes") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give only one of {', '.join(given)}")
+        if self.optimizer == "adafactor" and (self.beta1 != BETA1 or self.beta2 is not None):
+            raise ValueError("adafactor has no beta1 and beta2: leave them out")
         return self
 
 
@@ -325,21 +331,7 @@ class Recipe(Section):
     def _fits_together(self) -> Recipe:
         model, method = self.model, self.method
         if model.quantization != "none":
-            if method.kind in ("full", "last_layers", "unfreeze"):
-                raise ValueError(
-                    f"model.quantization={model.quantization} freezes the weights that "
-                    f"method.kind={method.kind} trains: take method.kind=lora"
-                )
-            if method.init != "zero":
-                raise ValueError(
-                    f"method.init={method.init} moves the base's weights, which "
-                    f"model.quantization={model.quantization} has packed: leave one of them out"
-                )
-            if method.kind == "ia3" or (method.dora and model.quantization == "int8"):
-                what = "ia3" if method.kind == "ia3" else "dora"
-                raise ValueError(
-                    f"{what} does not work on weights of model.quantization={model.quantization}"
-                )
+            self.require_unpacked(f"model.quantization={model.quantization}", model.quantization)
         if method.init != "zero" and (method.bias != "none" or method.train_also):
             raise ValueError(
                 f"method.init={method.init} is saved as plain LoRA, which holds neither biases nor "
@@ -357,18 +349,39 @@ class Recipe(Section):
             )
         if model.adapter is None and model.adapter_use != "auto":
             raise ValueError("model.adapter_use says how model.adapter is used: there is none")
-        if model.adapter is not None:
-            if (
-                method.kind != "lora"
-                or method.init != "zero"
-                or method.bias != "none"
-                or method.dora
-                or method.train_also
-            ):
-                raise ValueError("model.adapter is gone on from by plain lora alone")
-            if model.adapter_use == "merged" and model.quantization != "none":
-                raise ValueError(
-                    f"model.quantization={model.quantization} packs the weights that an adapter "
-                    "would be added to: set model.adapter_use=stacked"
-                )
+        if model.adapter is not None and (
+            method.kind != "lora"
+            or method.init != "zero"
+            or method.bias != "none"
+            or method.dora
+            or method.train_also
+        ):
+            raise ValueError("model.adapter is gone on from by plain lora alone")
         return self
+
+    def require_unpacked(self, what: str, packing: str) -> None:
+        """ValueError where this recipe changes weights of the base that are packed.
+
+        Args:
+            what: packs them, as a recipe or a model's config names it.
+            packing: nf4, int8 or another method.
+        """
+        method = self.method
+        if method.kind in ("full", "last_layers", "unfreeze"):
+            raise ValueError(
+                f"{what} freezes the weights that method.kind={method.kind} trains: "
+                "take method.kind=lora"
+            )
+        if method.init != "zero":
+            raise ValueError(
+                f"method.init={method.init} moves the base's weights, which {what} has packed: "
+                "leave one of them out"
+            )
+        if method.kind == "ia3" or (method.dora and packing == "int8"):
+            name = "ia3" if method.kind == "ia3" else "dora"
+            raise ValueError(f"{name} does not work on weights of {what}")
+        if self.model.adapter_use == "merged":
+            raise ValueError(
+                f"{what} packs the weights that an adapter would be added to: "
+                "set model.adapter_use=stacked"
+            )

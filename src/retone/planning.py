@@ -17,7 +17,15 @@ from functools import cache
 from typing import Any
 
 from retone.config import METHOD_FIELDS, Recipe
-from retone.presets import epochs_for, layers_for, rank_for, rate_for, type_for
+from retone.presets import (
+    LORA_SCALE,
+    beta2_for,
+    epochs_for,
+    layers_for,
+    rank_for,
+    rate_for,
+    type_for,
+)
 
 # bf16 has 8 bits of precision: it is taken only where it is clearly the faster type.
 BF16_MIN_SPEEDUP = 1.2
@@ -82,6 +90,8 @@ class ModelFacts:
     model_type: str = ""
     layers: int = 1  # of the decoder
     fuses: bool = True  # its attention can be torch's fused kernel
+    vocabulary: int = 0  # its embeddings
+    packing: str = ""  # how its stored weights are packed: nf4, int8 or another method
 
 
 @dataclass(frozen=True)
@@ -190,7 +200,7 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
     fill("model.dtype", *dtype_for(machine, model))
     fill("model.attention", *_attention(machine, data, model))
     if recipe.model.adapter is not None:
-        packed = recipe.model.quantization != "none"
+        packed = recipe.model.quantization != "none" or bool(model.packing)
         fill("model.adapter_use", *(STACKED if packed else MERGED))
     longest = min(data.longest_row, model.context)
     fill("data.max_length", longest, f"longest row {data.longest_row}, context {model.context}")
@@ -205,9 +215,11 @@ def resolve(recipe: Recipe, machine: Machine, data: DataFacts, model: ModelFacts
     if recipe.train.optimizer == "paged_adamw_8bit" and machine.device == "cpu":
         because = "there is no GPU memory to page to"
         filled["train.optimizer"] = Choice("adamw_8bit", because)
+    if beta2 := beta2_for(recipe.train.optimizer):
+        fill("train.beta2", *beta2)
     fill("train.micro_batch_size", recipe.train.batch_size, "the token limit cuts where needed")
     fill("train.micro_batch_tokens", *_micro_batch_tokens(machine))
-    fill("train.learning_rate", *rate_for(recipe, model.parameters))
+    fill("train.learning_rate", *rate_for(recipe, model.parameters, _rslora_scale(recipe, filled)))
     if recipe.train.max_steps is None and recipe.train.minutes is None:
         fill("train.epochs", *epochs_for(data.rows))
     steps_per_epoch = max(1, math.ceil(data.rows / recipe.train.batch_size))
@@ -265,11 +277,21 @@ def _attention(machine: Machine, data: DataFacts, model: ModelFacts) -> tuple[st
     return "sdpa", "fused attention for long rows or a GPU"
 
 
+def _rslora_scale(recipe: Recipe, filled: dict[str, Choice]) -> float:
+    method = recipe.method
+    if method.kind != "lora":
+        return LORA_SCALE
+    rank, alpha = (
+        getattr(method, name) or filled[f"method.{name}"].value for name in ("rank", "alpha")
+    )
+    return float(alpha / math.sqrt(rank))
+
+
 def _alpha(recipe: Recipe, filled: dict[str, Choice]) -> tuple[float, str]:
     if recipe.method.rslora:
         return RSLORA_ALPHA, "the same at every rank: rsLoRA divides it by the rank's root"
     rank = recipe.method.rank or filled["method.rank"].value
-    return 2.0 * rank, "twice the rank"
+    return LORA_SCALE * rank, "twice the rank"
 
 
 def _micro_batch_tokens(machine: Machine) -> tuple[int, str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from retone.config import Recipe
 
+LORA_SCALE = 2.0  # alpha is twice the rank
+
 
 def type_for(device: str, capability: float, model_type: str) -> tuple[str, str]:
     """The type of tables/precision.toml for a device (or "measured"), and why.
@@ -30,21 +32,36 @@ def type_for(device: str, capability: float, model_type: str) -> tuple[str, str]
     return row["dtype"], row["because"]
 
 
-def rate_for(recipe: Recipe, parameters: int) -> tuple[float, str]:
-    """Peak learning rate for a method, an optimizer and a number of parameters, and why."""
+def rate_for(recipe: Recipe, parameters: int, scale: float) -> tuple[float, str]:
+    """Peak learning rate for a method, an optimizer and a number of parameters, and why.
+
+    Args:
+        recipe: method and optimizer.
+        parameters: of the base model.
+        scale: what multiplies B A of rsLoRA; at twice LoRA's scale its rate is half of LoRA's.
+    """
     table, method = _table("presets"), recipe.method
     kind = method.kind
     size = "small" if parameters < table["small_parameters"] else "large"
     rate = next(row for row in table["rate"] if kind in row["kinds"])[size]
     why = f"{kind} on {parameters / 1e6:.0f}M parameters ({size} model)"
     used: set[str] = {recipe.train.optimizer, method.init}
-    used |= {"rslora"} if method.rslora else set()
     used |= {"lora+"} if method.plus_ratio > 1 else set()
     for row in (*table["variant"], *table["optimizer"]):
         if row["name"] in used:
             rate *= row["factor"]
             why += f", times {row['factor']:g} for {row['name']}"
+    if method.rslora:
+        rate *= LORA_SCALE / scale
+        why += f", times {LORA_SCALE:g} / {scale:.3g}: scale of lora / of rslora"
     return rate, why
+
+
+def beta2_for(optimizer: str) -> tuple[float, str] | None:
+    """Decay of an optimizer's second running mean, and why; None where it has none."""
+    rows = (row for row in _table("presets")["beta2"] if optimizer in row["optimizers"])
+    row = next(rows, None)
+    return (row["value"], f"{optimizer}'s own") if row else None
 
 
 def layers_for(kind: str, layers: int) -> tuple[int, str]:

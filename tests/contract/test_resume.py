@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from retone.training.loop import FitData, FitResult, fit
 
 STEPS = 9
 SFT = {"method": MethodSection(), "objective": ObjectiveSection(kind="sft")}
+PLAIN = TrainSection(learning_rate=1e-3, beta2=0.999)
 DROPOUT = 0.2  # so that the random state matters
 
 
@@ -36,8 +38,8 @@ def start(folder: Path, stop_at: int | None = None) -> tuple[Any, FitResult | No
             raise Killed
 
     train = TrainSection(
-        batch_size=8, micro_batch_size=4, learning_rate=5e-3, warmup_steps=2, weight_decay=0.1,
-        save_every=2, evaluate_every=3,
+        batch_size=8, micro_batch_size=4, learning_rate=5e-3, beta2=0.999, warmup_steps=2,
+        weight_decay=0.1, save_every=2, evaluate_every=3,
     )  # fmt: skip
     data = FitData(tiny.rows(30), tiny.rows(6, seed=1), pad_id=0)
     try:
@@ -140,18 +142,45 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     other = lora(tiny.model(), MethodSection(rank=4, targets=["q_proj"]))
     with pytest.raises(InputError, match="belongs to another model or method"):
         fit(
-            other, FitData(tiny.rows(8), [], 0), TrainSection(learning_rate=1e-3), 4, **SFT,
+            other, FitData(tiny.rows(8), [], 0), PLAIN, 4, **SFT,
             checkpoints=tmp_path / "checkpoints", metrics=tmp_path / "m", listen=lambda _: None,
         )  # fmt: skip
 
 
-def test_a_loss_that_is_not_finite_stops_with_a_remedy(tmp_path: Path) -> None:
+class _Overflowing(torch.autograd.Function):
+    """The identity, whose gradient is infinite."""
+
+    @staticmethod
+    def forward(context: Any, values: torch.Tensor) -> torch.Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf
+
+
+@pytest.mark.parametrize("what", ["loss", "gradients", "evaluation loss"])
+def test_what_is_not_finite_stops_with_a_remedy(what: str, tmp_path: Path) -> None:
     model = lora(tiny.model(), MethodSection(rank=4))
-    with torch.no_grad():
-        next(p for p in model.parameters() if p.requires_grad).fill_(float("nan"))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    head = model.get_output_embeddings()
+    if what == "loss":
+        with torch.no_grad():
+            trained[0].fill_(math.nan)
+    elif what == "gradients":
+        head.register_forward_pre_hook(lambda _, given: (_Overflowing.apply(given[0]),))
+    else:
+        head.register_forward_hook(
+            lambda module, _, logits: logits if module.training else logits * math.nan
+        )
+    before = [p.clone() for p in trained]
     with pytest.raises(MachineError) as caught:
         fit(
-            model, FitData(tiny.rows(8), [], 0), TrainSection(learning_rate=1e-3), 4, **SFT,
+            model, FitData(tiny.rows(8), tiny.rows(4, seed=1), 0),
+            PLAIN.model_copy(update={"evaluate_every": 1}), 4, **SFT,
             checkpoints=tmp_path / "c", metrics=tmp_path / "m", listen=lambda _: None,
         )  # fmt: skip
+    assert caught.value.found.startswith(f"step 1: {what} ")
     assert "--set train.learning_rate=0.0002" in caught.value.remedy
+    if what == "gradients":  # they moved nothing
+        assert all(torch.equal(p, old) for p, old in zip(trained, before, strict=True))

@@ -46,7 +46,7 @@ def losses(
     given = {"dtype": "float32", "attention": "sdpa", "device": "cuda", **base}
     model = METHODS[kind].prepare(load_base(folder, **given), method)
     found: list[float] = []
-    settings = {"batch_size": 8, "learning_rate": 5e-3, "warmup_steps": 0, **train}
+    settings = {"batch_size": 8, "learning_rate": 5e-3, "beta2": 0.999, "warmup_steps": 0, **train}
 
     def listen(line: dict[str, Any]) -> None:
         found.append(line["loss"])

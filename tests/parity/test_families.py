@@ -207,9 +207,7 @@ def test_what_stands_before_the_prompt_begins_as_tokens_do(
     monkeypatch.setattr(adapters, "_drawn_tokens", lambda *_: drawn)
     rows = tiny.rows(3)
     ids = tuple(drawn.tolist())
-    longer = [
-        EncodedRow(ids + row.input_ids, (0.0,) * len(ids) + row.loss_weights) for row in rows
-    ]
+    longer = [EncodedRow(ids + row.input_ids, (0.0,) * len(ids) + row.loss_weights) for row in rows]
     expected = plain_loss(loaded(folders[family]), longer)
     method = tiny.method(kind, virtual_tokens=len(ids))
     model = METHODS[kind].prepare(loaded(folders[family]), method)

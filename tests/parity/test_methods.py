@@ -266,7 +266,12 @@ def trained(name: str, folder: Path, out: Path, *, stop_at: int | None = None) -
             raise KeyboardInterrupt
 
     train = TrainSection(
-        batch_size=8, learning_rate=1e-2, warmup_steps=1, save_every=1, weight_decay=0.1
+        batch_size=8,
+        learning_rate=1e-2,
+        beta2=0.999,
+        warmup_steps=1,
+        save_every=1,
+        weight_decay=0.1,
     )
     world = int(os.environ.get("WORLD_SIZE", 1))
     try:
@@ -342,7 +347,10 @@ def test_half_precision_trains_and_answers(
         losses: list[float] = []
         fit(
             model, FitData(tiny.rows(24), [], 0),
-            TrainSection(batch_size=8, learning_rate=1e-2, warmup_steps=0, fast=fast), STEPS,
+            TrainSection(
+                batch_size=8, learning_rate=1e-2, beta2=0.999, warmup_steps=0, fast=fast
+            ),
+            STEPS,
             method=method(name), objective=ObjectiveSection(kind="sft"),
             checkpoints=tmp_path / f"{fast}", metrics=tmp_path / f"{fast}.jsonl",
             listen=lambda line, to=losses: to.append(line["loss"]),

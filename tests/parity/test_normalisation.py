@@ -69,7 +69,7 @@ def test_mean_of_means_would_differ() -> None:
 
 def run_fit(tmp_path: Path, name: str, rows: list[EncodedRow], **settings: Any) -> list[float]:
     losses: list[float] = []
-    train = TrainSection(batch_size=16, learning_rate=5e-3, warmup_steps=1, **settings)
+    train = TrainSection(batch_size=16, learning_rate=5e-3, beta2=0.999, warmup_steps=1, **settings)
     fit(
         tuned_model(),
         FitData(rows, [], pad_id=0),

@@ -42,7 +42,7 @@ SCALER = torch.amp.GradScaler("cpu", enabled=False)
 
 
 def settings(**given: Any) -> TrainSection:
-    return TrainSection(**{"learning_rate": 1e-2, "warmup_steps": 0, **given})
+    return TrainSection(**{"learning_rate": 1e-2, "beta2": 0.999, "warmup_steps": 0, **given})
 
 
 def test_every_name_of_the_recipe_is_in_its_table() -> None:

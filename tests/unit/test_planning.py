@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from retone.config import DataSection, Recipe
 from retone.planning import DataFacts, Machine, ModelFacts, Resolved, resolve
-from retone.presets import epochs_for, rate_for
+from retone.presets import epochs_for
 
 SMALL = ModelFacts(parameters=135_000_000, context=8192, model_type="llama")
 GEMMA3 = ModelFacts(parameters=1_000_000_000, context=8192, model_type="gemma3_text")
@@ -62,8 +62,8 @@ def test_types_by_device(machine: Machine, model: ModelFacts, dtype: str) -> Non
 
 def test_rates_depend_on_method_size_and_optimizer() -> None:
     def rate(parameters: int = 135_000_000, **sections: Any) -> float:
-        recipe = Recipe(data=DataSection(train="rows.jsonl"), **sections)
-        return rate_for(recipe, parameters)[0]
+        found = resolved(facts=replace(SMALL, parameters=parameters), **sections)
+        return found.recipe.train.learning_rate or 0.0
 
     assert rate() > rate(3_000_000_000) > rate(3_000_000_000, method={"kind": "full"})
     assert rate(method={"kind": "prompt"}) > rate(method={"kind": "ia3"}) > rate()
@@ -71,8 +71,21 @@ def test_rates_depend_on_method_size_and_optimizer() -> None:
     assert rate(method={"plus_ratio": 16}) < rate()
     assert rate(method={"init": "olora"}) < rate()
     assert rate(method={"rslora": True}) < rate() == rate(method={"dora": True})
+    # rsLoRA's scale is that of LoRA here, 16 / sqrt(64) = 2: the same arithmetic, the same rate.
+    assert rate(method={"rslora": True, "rank": 64}) == rate(method={"rank": 64})
     for kind in ("lora", "full", "last_layers", "unfreeze", "ia3", "prefix", "prompt"):
         assert 1e-6 < rate(method={"kind": kind}) < 0.1
+
+
+def test_the_second_running_mean_is_the_optimizers_own() -> None:
+    def beta2(**train: Any) -> float | None:
+        return resolved(train=train).recipe.train.beta2
+
+    assert (beta2(), beta2(optimizer="lion"), beta2(optimizer="muon")) == (0.999, 0.99, 0.999)
+    assert beta2(optimizer="lion", beta2=0.95) == 0.95
+    assert beta2(optimizer="adafactor") is None
+    with pytest.raises(ValueError, match="adafactor has no beta1 and beta2"):
+        resolved(train={"optimizer": "adafactor", "beta2": 0.99})
 
 
 def test_few_rows_are_seen_more_often() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,7 +45,20 @@ def model_facts(base: LocatedModel) -> ModelFacts:
         model_type=config.model_type,
         layers=config.get_text_config().num_hidden_layers,
         fuses=_fuses(config),
+        vocabulary=config.get_text_config().vocab_size,
+        packing=packing_of(config),
     )
+
+
+def packing_of(config: Any) -> str:
+    """How stored weights are packed, by a transformers config: nf4, int8, another method, or ""."""
+    told = getattr(config, "quantization_config", None) or {}
+    told = told if isinstance(told, dict) else told.to_dict()
+    if told.get("load_in_8bit"):
+        return "int8"
+    if told.get("load_in_4bit"):
+        return str(told.get("bnb_4bit_quant_type", "fp4"))
+    return str(told.get("quant_method", "unknown")) if told else ""
 
 
 def _fuses(config: Any) -> bool:
@@ -56,15 +70,17 @@ def _fuses(config: Any) -> bool:
 
 
 def weights_parameters(folder: Path) -> int:
-    """Number of stored parameters, read from the safetensors headers alone."""
+    """Number of stored parameters, read from the safetensors headers alone.
+
+    bitsandbytes stores two 4-bit weights in a byte.
+    """
     total = 0
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - a safetensors handle is no dict
-                size = 1
-                for extent in tensors.get_slice(key).get_shape():
-                    size *= extent
-                total += size
+                stored = tensors.get_slice(key)
+                packed = stored.get_dtype() == "U8" and key.endswith(".weight")
+                total += math.prod(stored.get_shape()) * (2 if packed else 1)
     return total
 
 

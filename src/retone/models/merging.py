@@ -16,7 +16,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from retone.errors import InputError
 from retone.models.adapters import Part, read_part
-from retone.models.loading import load_base
+from retone.models.loading import load_base, packing_of
 from retone.models.methods import METHODS
 from retone.run_dir import Run
 
@@ -38,13 +38,11 @@ def merged_model(base: Path, adapter: Path, *, tokens: int) -> Any:
 
 def require_unpacked(base: Path) -> None:
     """InputError for a folder whose weights are packed: what is added to them is rounded away."""
-    packing = getattr(AutoConfig.from_pretrained(base, local_files_only=True),
-                      "quantization_config", None)  # fmt: skip
-    if packing is not None:
-        method = packing.get("quant_method", "unknown") if isinstance(packing, dict) else packing
+    packing = packing_of(AutoConfig.from_pretrained(base, local_files_only=True))
+    if packing:
         raise InputError(
             "an adapter cannot be merged into quantised weights",
-            f"{base.name}: {method}; every sum would be rounded to a few bits again",
+            f"{base.name}: {packing}; every sum would be rounded to a few bits again",
             "--base ORG/NAME   (the original model in 16 bit; how far it drifts is measured)",
             "quantised-base",
         )

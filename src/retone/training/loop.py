@@ -101,7 +101,7 @@ def fit(
 
     Raises:
         Interrupted: stopped by Ctrl-C or SIGTERM, after a checkpoint.
-        MachineError: the loss is not finite, or the disk is full.
+        MachineError: a loss or the gradients are not finite, or the disk is full.
     """
     later = DistributedDataParallelKwargs(find_unused_parameters=method.kind == "unfreeze")
     accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[later])
@@ -144,14 +144,16 @@ def fit(
                     accelerator.backward(scaler.scale(part * (world / weight)))
                 loss_sum += part.detach()
             scaler.unscale_(optimizer)
-            norm = accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+            norm = float(accelerator.clip_grad_norm_(model.parameters(), train.max_grad_norm))
+            mean = float(accelerator.reduce(loss_sum)) / weight
+            if not math.isfinite(mean):
+                raise _diverged(state.step + 1, f"loss {mean}", rate)
+            # A scaler leaves such a step out and scales by less; else the weights would be lost.
+            if not math.isfinite(norm) and not scaler.is_enabled():
+                raise _diverged(state.step + 1, f"gradients of norm {norm}", rate)
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
-
-            mean = float(accelerator.reduce(loss_sum)) / weight
-            if not math.isfinite(mean):
-                raise _diverged(state.step + 1, mean, rate)
             state.step += 1
             state.rows += len(rows)
             state.tokens += sum(len(row.input_ids) for row in rows)
@@ -162,10 +164,12 @@ def fit(
                 "epoch": epoch,
                 "loss": mean,
                 "lr": rate,
-                "grad_norm": float(norm) if math.isfinite(norm) else None,
+                "grad_norm": norm if math.isfinite(norm) else None,
             }
             if data.validation and (last or state.step % (train.evaluate_every or math.inf) == 0):
                 line["eval_loss"] = evaluation_loss(model, data, train, loss)
+                if not math.isfinite(line["eval_loss"]):
+                    raise _diverged(state.step, f"evaluation loss {line['eval_loss']}", rate)
                 if state.best_loss is None or line["eval_loss"] < state.best_loss:
                     state.best_loss, state.best_step = line["eval_loss"], state.step
                     save_best(checkpoints, trained, state)
@@ -305,10 +309,10 @@ class _MetricsLog:
         self._listen({**line, **rates})
 
 
-def _diverged(step: int, loss: float, rate: float) -> MachineError:
+def _diverged(step: int, found: str, rate: float) -> MachineError:
     return MachineError(
         "the loss is no longer a finite number",
-        f"step {step}: loss {loss}, learning rate {rate:.2g}",
+        f"step {step}: {found}, learning rate {rate:.2g}",
         f"--set train.learning_rate={rate / 5:.1g}   (or --set model.dtype=float32)",
         "diverged",
     )

@@ -52,8 +52,13 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and min(parameter.shape) > 1
 
 
+def _betas(train: TrainSection) -> tuple[float, float]:
+    assert train.beta2 is not None, "planning.resolve fills train.beta2"
+    return train.beta1, train.beta2
+
+
 def _adamw(model: nn.Module, groups: Groups, train: TrainSection) -> Optimizer:
-    return torch.optim.AdamW(groups, betas=(train.beta1, train.beta2), fused=True)
+    return torch.optim.AdamW(groups, betas=_betas(train), fused=True)
 
 
 def _adamw_8bit(model: nn.Module, groups: Groups, train: TrainSection) -> Optimizer:
@@ -72,7 +77,7 @@ def _bitsandbytes(name: str, groups: Groups, train: TrainSection) -> Optimizer:
     require_bitsandbytes(f"train.optimizer={train.optimizer}")
     from bitsandbytes import optim
 
-    made: Optimizer = getattr(optim, name)(groups, betas=(train.beta1, train.beta2))
+    made: Optimizer = getattr(optim, name)(groups, betas=_betas(train))
     return made
 
 

@@ -32,7 +32,7 @@ from retone.models.foreign import check_fits, read_config
 from retone.models.loading import load_tokenizer, model_facts, require_bitsandbytes
 from retone.models.locate import LocatedModel, locate
 from retone.models.saving import check_base
-from retone.planning import Choice, DataFacts, Resolved, probe_machine, resolve
+from retone.planning import Choice, DataFacts, ModelFacts, Resolved, probe_machine, resolve
 from retone.run_dir import (
     Run,
     create_run,
@@ -51,6 +51,7 @@ VERSIONED = ("torch", "transformers", "peft", "accelerate", "safetensors", "sacr
 SOURCED: tuple[Literal["train", "test", "against"], ...] = ("train", "test", "against")
 NOT_PREPARED = ("showcase", "allow", "bad_rows")  # fields that make no other rows
 CHECKERS = ("lingua",)  # packages that may be missing
+TRAIN_NEW_TOKENS = ("lora", "full", "unfreeze")  # embeddings that the base does not have
 KEPT_PREPARED = 8  # prepared data of so many recipes is kept; runs have their own names for it
 
 # Their rendered ids are locked: whatever answers later must reproduce them.
@@ -125,13 +126,7 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
     tokenizer = load_tokenizer(base)
     template = ChatTemplate(tokenizer, name=base.name, style=recipe.model.template)
     model = model_facts(base)
-    if recipe.model.attention == "sdpa" and not model.fuses:
-        raise InputError(
-            f"{base.name} has no fused attention",
-            f"model.attention = sdpa, and its architecture is {model.model_type}",
-            "leave model.attention out, or take eager",
-            "no-fused-attention",
-        )
+    _check_base(recipe, base, model, len(tokenizer))
     data = _prepared_data(recipe, sources, template, recipe.data.max_length or model.context)
     if data.ledger["text"] and recipe.objective.kind == "sft":
         raise InputError(
@@ -155,6 +150,42 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
         pinned = Choice(template.date.isoformat(), because)
         resolved.chosen["template.date"] = pinned
     return Prepared(base, tokenizer, template, data, resolved)
+
+
+def _check_base(recipe: Recipe, base: LocatedModel, model: ModelFacts, tokens: int) -> None:
+    """InputError where a base cannot be tuned as the recipe asks; `tokens`: of its tokenizer."""
+    if recipe.model.attention == "sdpa" and not model.fuses:
+        raise InputError(
+            f"{base.name} has no fused attention",
+            f"model.attention = sdpa, and its architecture is {model.model_type}",
+            "leave model.attention out, or take eager",
+            "no-fused-attention",
+        )
+    kind, grown = recipe.method.kind, tokens - model.vocabulary
+    if grown > 0 and kind not in TRAIN_NEW_TOKENS:
+        raise InputError(
+            f"method.kind={kind} does not train embeddings of new tokens",
+            f"{base.name}: the tokenizer has {grown} more than the model",
+            f"--set method.kind=lora   (or {', '.join(TRAIN_NEW_TOKENS[1:])})",
+            "new-tokens",
+        )
+    if not model.packing:
+        return
+    packed = f"{base.name} ({model.packing})"
+    if recipe.model.quantization != "none":
+        raise InputError(
+            "the base is packed already",
+            f"model.quantization={recipe.model.quantization}, {packed}",
+            "leave model.quantization out",
+            "quantised-base",
+        )
+    try:
+        recipe.require_unpacked(packed, model.packing)
+    except ValueError as error:
+        raise InputError(
+            "the base's weights are packed", str(error),
+            "model.name = the original model in 16 bit, or what stands above", "quantised-base",
+        ) from error  # fmt: skip
 
 
 def source_hashes(recipe: Recipe) -> dict[str, list[str]]:
