@@ -122,7 +122,8 @@ def _presets(table: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---|"
     for row in (*table["variant"], *table["optimizer"]):
         yield f"| {row['name']} | {row['factor']:g} | {row['source']} |"
-    yield f"| rslora | {table['rslora']['factor']} | {table['rslora']['source']} |"
+    for name in ("lora+", "rslora"):
+        yield f"| {name} | {table[name]['factor']} | {table[name]['source']} |"
     yield ""
     yield "| optimizers | `train.beta2` | source |"
     yield "|---|---|---|"

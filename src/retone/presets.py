@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from functools import cache
 from importlib.resources import files
@@ -46,11 +47,13 @@ def rate_for(recipe: Recipe, parameters: int, scale: float) -> tuple[float, str]
     rate = next(row for row in table["rate"] if kind in row["kinds"])[size]
     why = f"{kind} on {parameters / 1e6:.0f}M parameters ({size} model)"
     used: set[str] = {recipe.train.optimizer, method.init}
-    used |= {"lora+"} if method.plus_ratio > 1 else set()
     for row in (*table["variant"], *table["optimizer"]):
         if row["name"] in used:
             rate *= row["factor"]
             why += f", times {row['factor']:g} for {row['name']}"
+    if method.plus_ratio != 1:
+        rate /= math.sqrt(method.plus_ratio)
+        why += f", by the root of {method.plus_ratio:g} for lora+"
     if method.rslora:
         rate *= LORA_SCALE / scale
         why += f", times {LORA_SCALE:g} / {scale:.3g}: scale of lora / of rslora"

@@ -14,6 +14,7 @@ import torch
 from peft import (
     IA3Config,
     LoraConfig,
+    PeftConfig,
     PeftModel,
     PrefixTuningConfig,
     PromptTuningConfig,
@@ -21,12 +22,14 @@ from peft import (
     get_peft_model_state_dict,
     initialize_kv_prefix_from_past_key_values,
 )
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import DynamicCache
 
 from retone.config import MethodSection
 from retone.errors import InputError
+from retone.models.layers import untie
 
 Tensors = dict[str, Tensor]
 ADAPTER = "adapter_model.safetensors"
@@ -72,6 +75,7 @@ def lora(model: Any, method: MethodSection) -> Any:
     unknown = [name for name in named if not _has_module(model, name)]
     if unknown:
         raise _no_target(unknown, "the model has no such modules")
+    untie_targets(model, config)
     try:
         older = isinstance(model, PeftModel)
         if older:
@@ -86,6 +90,17 @@ def lora(model: Any, method: MethodSection) -> Any:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(f".{OLDER}." not in name)
     return model
+
+
+def untie_targets(model: Any, config: PeftConfig) -> None:
+    """Untie head and embeddings where an adapter is beside one of them.
+
+    What is added to shared weights would change the other as well; PiSSA and OLoRA add at once.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = [name for name, module in model.named_modules() if module in ends]
+    if any(check_target_module_exists(config, name) for name in names):
+        untie(model)
 
 
 def _no_target(targets: Any, why: str) -> InputError:
@@ -158,6 +173,12 @@ def _drawn_tokens(model: Any, method: MethodSection) -> Tensor:
     """int64 [virtual_tokens] on the model's device, each id as likely as another."""
     embeddings = model.get_input_embeddings().weight
     return torch.randint(len(embeddings), (method.virtual_tokens,)).to(embeddings.device)
+
+
+def add_to_weights(model: Any, adapter: Path) -> Any:
+    """A base with an adapter of plain peft added to its weights."""
+    untie_targets(model, PeftConfig.from_pretrained(adapter, local_files_only=True))
+    return PeftModel.from_pretrained(model, adapter, local_files_only=True).merge_and_unload()
 
 
 def _has_module(model: Any, name: str) -> bool:

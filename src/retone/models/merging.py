@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig
 
 from retone.errors import InputError
-from retone.models.adapters import Part, read_part
+from retone.models.adapters import Part, add_to_weights, read_part
 from retone.models.loading import load_base, packing_of
 from retone.models.methods import METHODS
 from retone.run_dir import Run
@@ -33,7 +32,7 @@ def merged_model(base: Path, adapter: Path, *, tokens: int) -> Any:
     """
     require_unpacked(base)
     model = load_base(base, dtype="float32", device="cpu", tokens=tokens)
-    return PeftModel.from_pretrained(model, adapter, local_files_only=True).merge_and_unload()
+    return add_to_weights(model, adapter)
 
 
 def require_unpacked(base: Path) -> None:
