@@ -44,6 +44,27 @@ def work(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return trained
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_what_was_trained_on_packed_weights_is_merged_into_the_unpacked(
+    quantization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = ("method.rank=16", "train.max_steps=60", f"model.quantization={quantization}")
+    small_run(tmp_path, *sets, **MODEL)
+    found = export("my", to="merged", output=tmp_path / "out")
+    assert found.gate.ok, found.gate.rows()
+    assert found.path is not None
+    merged = AutoModelForCausalLM.from_pretrained(found.path)
+    assert not hasattr(merged.config, "quantization_config")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
+    whole = PeftModel.from_pretrained(base, find_run("my").adapter)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged(ids).logits.float(), whole(ids).logits, rtol=0.02, atol=0.05
+        )
+
+
 def test_the_adapter_is_standard(work: Path) -> None:
     found = export("my", to="adapter", output=work / "out-adapter")
     assert found.ok

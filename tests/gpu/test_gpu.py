@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from contextlib import suppress
 from pathlib import Path
@@ -112,10 +113,23 @@ def test_optimizers_learn(optimizer: str, folder: Path, tmp_path: Path) -> None:
     assert found[-1] < found[0] - 0.05
 
 
-def test_checkpointing_changes_no_loss_and_takes_less(folder: Path, tmp_path: Path) -> None:
-    plain = losses(folder, tmp_path / "plain", {})
-    twice = losses(folder, tmp_path / "twice", {}, gradient_checkpointing=True)
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+def test_checkpointing_changes_no_loss_and_takes_less(quantization: str, tmp_path: Path) -> None:
+    deep = tiny.folder(tmp_path / "base", hidden_size=256, intermediate_size=512,
+                       initializer_range=0.1, num_hidden_layers=16)  # fmt: skip
+
+    def measured(out: str, **train: Any) -> tuple[list[float], int]:
+        """Losses, and bytes at the peak beyond what was there before."""
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        found = losses(deep, tmp_path / out, {"quantization": quantization}, **train)
+        return found, torch.cuda.max_memory_allocated() - before
+
+    plain, most = measured("plain")
+    twice, less = measured("twice", gradient_checkpointing=True)
     assert twice == pytest.approx(plain, rel=1e-4)
+    assert less < most
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from retone.models.adapters import initial_part, own_part, read_part
 from retone.models.methods import METHODS, count_parameters
 from retone.models.precision import in_precision, mixed_precision
 from retone.models.saving import add_older, save_tuned
+from retone.planning import Resolved
 from retone.recipe_file import find_recipe, load_recipe
 from retone.run_dir import Run, read_json, read_jsonl, whole_folder, write_json, write_whole
 from retone.training.loop import FitData, FitResult, fit
@@ -48,6 +49,7 @@ def train(run: Run, *, offline: bool = False) -> FitResult:
         own_part(model)  # what cannot be added up is refused before training
     parameters = count_parameters(model)
     console.note(str(parameters))
+    console.note(_type_told(opened.resolved))
 
     with run.locked(), console.ticker() as tick:
         result = fit(
@@ -140,6 +142,12 @@ def train_recipe(
     if found.status in ("new", "interrupted"):
         train(found, offline=offline)
     return TrainResult(found)
+
+
+def _type_told(resolved: Resolved) -> str:
+    chosen = resolved.chosen.get("model.dtype")
+    because = chosen.because if chosen else "the recipe says so"
+    return f"frozen weights and products are {resolved.recipe.model.dtype}: {because}"
 
 
 def _listener(
