@@ -105,7 +105,7 @@ def _types(table: Mapping[str, Any]) -> Iterator[str]:
     family = table["not_in_float16"]
     names = ", ".join(f"`{name}`" for name in family["model_types"])
     yield ""
-    yield f"Never in float16: {names}. {family['because'].capitalize()} ({family['source']})."
+    yield f"`auto` never takes float16 for {names}. {family['because'].capitalize()} ({family['source']})."
 
 
 def _presets(table: Mapping[str, Any]) -> Iterator[str]:
