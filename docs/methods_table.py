@@ -105,12 +105,18 @@ def _types(table: Mapping[str, Any]) -> Iterator[str]:
     family = table["not_in_float16"]
     names = ", ".join(f"`{name}`" for name in family["model_types"])
     yield ""
-    yield f"`auto` never takes float16 for {names}. {family['because'].capitalize()} ({family['source']})."
+    yield (
+        f"`auto` never takes float16 for {names}. "
+        f"{family['because'].capitalize()} ({family['source']})."
+    )
 
 
 def _presets(table: Mapping[str, Any]) -> Iterator[str]:
     size = f"{table['small_parameters'] / 1e6:.0f}M parameters"
-    yield "What a recipe gets that leaves out `train.learning_rate`, `method.rank`, `train.epochs`."
+    yield (
+        "What a recipe gets that leaves out `train.learning_rate`, `train.beta2`, `method.rank`, "
+        "`train.epochs`."
+    )
     yield ""
     yield f"| `method.kind` | under {size} | above | source |"
     yield "|---|---|---|---|"

@@ -229,9 +229,6 @@ class ObjectiveSection(Section):
     arXiv:1512.00567)."""
 
 
-BETA1 = 0.9
-
-
 class TrainSection(Section):
     """[train]: how long and how fast."""
 
@@ -264,7 +261,7 @@ class TrainSection(Section):
     """Steps of linear warm-up, or a share of all steps; left out: 0.05 of them."""
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.0
     """Decoupled weight decay of matrices (Loshchilov and Hutter 2017, arXiv:1711.05101)."""
-    beta1: Annotated[Finite, Field(ge=0, lt=1)] = BETA1
+    beta1: Annotated[Finite, Field(ge=0, lt=1)] = 0.9
     """Decay of the gradients' running mean (adamw, lion); muon's momentum; not of adafactor."""
     beta2: Annotated[Finite, Field(ge=0, lt=1)] | None = None
     """Decay of the squared gradients' running mean (adamw), of the gradients' own (lion); left out:
@@ -297,8 +294,6 @@ class TrainSection(Section):
         given = [name for name in ("epochs", "max_steps", "minutes") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"give only one of {', '.join(given)}")
-        if self.optimizer == "adafactor" and (self.beta1 != BETA1 or self.beta2 is not None):
-            raise ValueError("adafactor has no beta1 and beta2: leave them out")
         return self
 
 

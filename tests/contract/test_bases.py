@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,15 @@ def test_two_packed_weights_are_two_parameters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["ia3", "prefix", "prompt", "bottleneck", "last_layers"])
 def test_new_tokens_are_trained_or_refused(kind: str, base: Path) -> None:
-    longer = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**longer, "vocab_size": 317}))
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.add_tokens(["<poem>"])
+    tokenizer.save_pretrained(base)
+    prepare(recipe(base, {"kind": kind}))  # no row holds the token
+    rows = [{"prompt": f"Say {n}.", "completion": f"<poem> {n}."} for n in range(12)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError) as caught:
         prepare(recipe(base, {"kind": kind}))
     assert caught.value.code == "new-tokens"
-    assert "3 more than the model" in caught.value.found
+    assert "'<poem>'" in caught.value.found
     for trains in ("lora", "full", "unfreeze"):
         prepare(recipe(base, {"kind": trains}))

@@ -27,7 +27,7 @@ from retone.models.adapters import add_to_weights, initial_part, own_part
 from retone.models.loading import load_base
 from retone.models.locate import LocatedModel
 from retone.models.methods import METHODS, Parameters, count_parameters
-from retone.models.saving import load_tuned, save_tuned
+from retone.models.saving import add_older, load_tuned, save_tuned
 from retone.training.kernels import fused_lora
 from retone.training.loop import FitData, fit
 from retone.training.losses import next_token
@@ -408,6 +408,25 @@ def test_names_that_match_nothing_are_errors(
     with pytest.raises(InputError) as caught:
         METHODS["lora"].prepare(loaded(folder), tiny.method(**settings))
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_training_goes_on_from_an_adapter_on_a_tied_head(
+    merged: bool, folder: Path, tmp_path: Path
+) -> None:
+    name = "lora on a tied head"
+    first = prepared(name, folder)
+    out = saved(name, first, folder, tmp_path / "first")
+    model = METHODS["lora"].prepare(add_older(loaded(folder), out, merged=merged), method(name))
+    torch.testing.assert_close(logits(model), logits(first), rtol=1e-4, atol=1e-4)
+    embeddings = model.get_input_embeddings().weight
+    torch.testing.assert_close(embeddings, loaded(folder).get_input_embeddings().weight)
+
+
+def test_new_tokens_beside_a_head_that_is_a_target_are_refused(folder: Path) -> None:
+    grown = load_base(folder, dtype="float32", attention="eager", device="cpu", tokens=322)
+    with pytest.raises(InputError, match="new tokens"):
+        METHODS["lora"].prepare(grown, method("lora on a tied head"))
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")

@@ -57,7 +57,7 @@ METHOD_SETS: dict[str, tuple[str, ...]] = {
     "lora+": ("method.plus_ratio=16", "train.weight_decay=0.1", "method.rank=1"),
     "dora": ("method.dora=true", "method.rslora=true", "method.dropout=0.1"),
     "modules": ('method.train_also=["norm"]', 'method.targets=["q_proj"]', "method.bias=all"),
-    "olora": ("method.init=olora",),
+    "olora": ("method.init=olora", 'method.targets=["q_proj", "lm_head"]'),
     "bf16": ("model.dtype=bfloat16", "model.attention=sdpa"),
     "full": ("method.kind=full", "train.weight_decay=0.1", "train.schedule=cosine"),
     "last_layers": ("method.kind=last_layers", "method.layers=1", "model.dtype=bfloat16"),

@@ -351,6 +351,14 @@ def test_axolotl_defaults_and_a_whole_model(work: Path) -> None:
     assert listed(found) == {}
 
 
+def test_lion_keeps_the_second_mean_of_the_tool(work: Path) -> None:
+    text = "base_model: a/b\nadapter: lora\ndatasets: [{path: c/d, type: alpaca}]\n"
+    _, recipe = imported(text + "optimizer: lion_32bit\n", work)
+    assert (recipe.train.optimizer, recipe.train.beta2) == ("lion", 0.999)
+    _, recipe = imported(text + "optimizer: lion_32bit\nadam_beta2: 0.95\n", work)
+    assert recipe.train.beta2 == 0.95
+
+
 def test_further_settings_of_training_are_translated(work: Path) -> None:
     _, recipe = imported(
         "base_model: a/b\nadapter: lora\ndatasets: [{path: c/d, type: alpaca}]\n"

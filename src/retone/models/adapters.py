@@ -75,8 +75,15 @@ def lora(model: Any, method: MethodSection) -> Any:
     unknown = [name for name in named if not _has_module(model, name)]
     if unknown:
         raise _no_target(unknown, "the model has no such modules")
-    untie_targets(model, config)
     try:
+        if untie_targets(model, config) and _added_tokens(model):
+            raise InputError(
+                "new tokens are learned by what method.targets names already",
+                f"{method.targets!r} holds the embeddings or the output head, and the tokenizer "
+                "has tokens that the model does not",
+                "leave those two out of method.targets",
+                "no-target",
+            )
         older = isinstance(model, PeftModel)
         if older:
             model.add_adapter("default", config)
@@ -92,15 +99,18 @@ def lora(model: Any, method: MethodSection) -> Any:
     return model
 
 
-def untie_targets(model: Any, config: PeftConfig) -> None:
-    """Untie head and embeddings where an adapter is beside one of them.
+def untie_targets(model: Any, config: PeftConfig) -> bool:
+    """Untie head and embeddings where an adapter is beside one of them; whether it is.
 
     What is added to shared weights would change the other as well; PiSSA and OLoRA add at once.
     """
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    names = [name for name, module in model.named_modules() if module in ends]
-    if any(check_target_module_exists(config, name) for name in names):
-        untie(model)
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    names = [name for name, module in base.named_modules() if module in ends]
+    beside = any(check_target_module_exists(config, name) for name in names)
+    if beside:
+        untie(base)
+    return beside
 
 
 def _no_target(targets: Any, why: str) -> InputError:
@@ -175,10 +185,15 @@ def _drawn_tokens(model: Any, method: MethodSection) -> Tensor:
     return torch.randint(len(embeddings), (method.virtual_tokens,)).to(embeddings.device)
 
 
-def add_to_weights(model: Any, adapter: Path) -> Any:
-    """A base with an adapter of plain peft added to its weights."""
+def beside(model: Any, adapter: Path, name: str = "default") -> Any:
+    """A base with a saved adapter, which may be added to its weights."""
     untie_targets(model, PeftConfig.from_pretrained(adapter, local_files_only=True))
-    return PeftModel.from_pretrained(model, adapter, local_files_only=True).merge_and_unload()
+    return PeftModel.from_pretrained(model, adapter, adapter_name=name, local_files_only=True)
+
+
+def add_to_weights(model: Any, adapter: Path) -> Any:
+    """A base with a saved adapter added to its weights."""
+    return beside(model, adapter).merge_and_unload()
 
 
 def _has_module(model: Any, name: str) -> bool:

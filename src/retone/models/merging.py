@@ -19,6 +19,9 @@ from retone.models.loading import load_base, packing_of
 from retone.models.methods import METHODS
 from retone.run_dir import Run
 
+# The head's weights in a merged model -> where a base has them that ties them to the embeddings.
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+
 
 def merged_model(base: Path, adapter: Path, *, tokens: int) -> Any:
     """A base with its adapter added to the weights, in float32: rounded once, when it is saved.
@@ -77,10 +80,11 @@ def largest_error(written: Path, base: Path, adapter: Path | None) -> tuple[floa
     worst = (0.0, "")
     known = 0
     for name, read in _readers(written).items():
-        if name not in original:
+        stored = name if name in original else TIED.get(name, name)
+        if stored not in original:
             continue
         known += 1
-        tensor, expected = read(name), _expected(name, original[name](name).float(), part)
+        tensor, expected = read(name), _expected(name, original[stored](stored).float(), part)
         if expected.shape != tensor.shape:
             return math.inf, name
         expected = expected.to(tensor.dtype).float()

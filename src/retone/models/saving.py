@@ -17,7 +17,7 @@ from torch import nn
 
 from retone.config import MethodSection
 from retone.errors import InputError
-from retone.models.adapters import ADAPTER, OLDER, Part, add_to_weights, as_one, own_part
+from retone.models.adapters import ADAPTER, OLDER, Part, add_to_weights, as_one, beside, own_part
 from retone.models.bottleneck import CONFIG_FILE, load_bottlenecks, save_bottlenecks
 from retone.models.layers import in_type
 from retone.models.locate import LocatedModel
@@ -143,9 +143,7 @@ def load_tuned(folder: Path, base: LocatedModel, load: Callable[[Path], Any]) ->
 
 def add_older(model: Any, adapter: Path, *, merged: bool) -> Any:
     """The base with an adapter that training goes on from: added to the weights, or beside them."""
-    if merged:
-        return add_to_weights(model, adapter)
-    return PeftModel.from_pretrained(model, adapter, adapter_name=OLDER, local_files_only=True)
+    return add_to_weights(model, adapter) if merged else beside(model, adapter, OLDER)
 
 
 def _with_adapter(model: Any, folder: Path) -> Any:

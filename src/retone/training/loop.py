@@ -149,7 +149,7 @@ def fit(
             if not math.isfinite(mean):
                 raise _diverged(state.step + 1, f"loss {mean}", rate)
             # A scaler leaves such a step out and scales by less; else the weights would be lost.
-            if not math.isfinite(norm) and not scaler.is_enabled():
+            if not math.isfinite(norm) and scaler.get_scale() <= 1:
                 raise _diverged(state.step + 1, f"gradients of norm {norm}", rate)
             scaler.step(optimizer)
             scaler.update()
@@ -311,7 +311,7 @@ class _MetricsLog:
 
 def _diverged(step: int, found: str, rate: float) -> MachineError:
     return MachineError(
-        "the loss is no longer a finite number",
+        "training left the finite numbers",
         f"step {step}: {found}, learning rate {rate:.2g}",
         f"--set train.learning_rate={rate / 5:.1g}   (or --set model.dtype=float32)",
         "diverged",

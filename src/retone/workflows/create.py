@@ -126,7 +126,7 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
     tokenizer = load_tokenizer(base)
     template = ChatTemplate(tokenizer, name=base.name, style=recipe.model.template)
     model = model_facts(base)
-    _check_base(recipe, base, model, len(tokenizer))
+    _check_base(recipe, base, model)
     data = _prepared_data(recipe, sources, template, recipe.data.max_length or model.context)
     if data.ledger["text"] and recipe.objective.kind == "sft":
         raise InputError(
@@ -135,6 +135,8 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
             "leave objective.kind out, or name rows with prompts and answers",
             "plain-text",
         )
+    if len(tokenizer) > model.vocabulary and recipe.method.kind not in TRAIN_NEW_TOKENS:
+        _require_known_tokens(recipe, tokenizer, data, model.vocabulary)
     facts = DataFacts(
         rows=len(data.rows("train")),
         longest_row=data.ledger["longest_row"],
@@ -152,22 +154,14 @@ def prepare(recipe: Recipe, *, offline: bool = False) -> Prepared:
     return Prepared(base, tokenizer, template, data, resolved)
 
 
-def _check_base(recipe: Recipe, base: LocatedModel, model: ModelFacts, tokens: int) -> None:
-    """InputError where a base cannot be tuned as the recipe asks; `tokens`: of its tokenizer."""
+def _check_base(recipe: Recipe, base: LocatedModel, model: ModelFacts) -> None:
+    """InputError where a base cannot be tuned as the recipe asks."""
     if recipe.model.attention == "sdpa" and not model.fuses:
         raise InputError(
             f"{base.name} has no fused attention",
             f"model.attention = sdpa, and its architecture is {model.model_type}",
             "leave model.attention out, or take eager",
             "no-fused-attention",
-        )
-    kind, grown = recipe.method.kind, tokens - model.vocabulary
-    if grown > 0 and kind not in TRAIN_NEW_TOKENS:
-        raise InputError(
-            f"method.kind={kind} does not train embeddings of new tokens",
-            f"{base.name}: the tokenizer has {grown} more than the model",
-            f"--set method.kind=lora   (or {', '.join(TRAIN_NEW_TOKENS[1:])})",
-            "new-tokens",
         )
     if not model.packing:
         return
@@ -184,8 +178,29 @@ def _check_base(recipe: Recipe, base: LocatedModel, model: ModelFacts, tokens: i
     except ValueError as error:
         raise InputError(
             "the base's weights are packed", str(error),
-            "model.name = the original model in 16 bit, or what stands above", "quantised-base",
+            "--set model.name=ORG/NAME   (the original model in 16 bit)", "quantised-base",
         ) from error  # fmt: skip
+
+
+def _require_known_tokens(
+    recipe: Recipe, tokenizer: Any, data: PreparedData, vocabulary: int
+) -> None:
+    """InputError where rows hold tokens without an embedding, which the method does not train."""
+    found = {
+        token
+        for split in ("train", "validation")
+        for row in data.rows(split)
+        for token in row.input_ids
+        if token >= vocabulary
+    }
+    if found:
+        names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(found))))
+        raise InputError(
+            f"method.kind={recipe.method.kind} does not train embeddings of new tokens",
+            f"the rows hold {names}, and the model has {vocabulary:,} embeddings",
+            f"--set method.kind=lora   (or {', '.join(TRAIN_NEW_TOKENS[1:])})",
+            "new-tokens",
+        )
 
 
 def source_hashes(recipe: Recipe) -> dict[str, list[str]]:

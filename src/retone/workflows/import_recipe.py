@@ -179,6 +179,8 @@ def translate(given: Mapping[str, Any], tool: Tool, draft: Draft) -> None:
             draft.leave(name, value, why or UNKNOWN)
     if tool is AXOLOTL and not given.get("adapter"):
         draft.put("method.kind", "full", "adapter is left out")
+    if draft.values.get("train.optimizer") == "lion" and "train.beta2" not in draft.values:
+        draft.put("train.beta2", 0.999, f"{tool.name}'s default")
     _keep_what_the_kind_uses(draft)
 
 

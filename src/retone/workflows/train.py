@@ -147,7 +147,7 @@ def train_recipe(
 def _type_told(resolved: Resolved) -> str:
     chosen = resolved.chosen.get("model.dtype")
     because = chosen.because if chosen else "the recipe says so"
-    return f"frozen weights and products are {resolved.recipe.model.dtype}: {because}"
+    return f"computed in {resolved.recipe.model.dtype}: {because}"
 
 
 def _listener(
