@@ -18,6 +18,7 @@ import tiny
 from retone.cli import exporting, main
 from retone.errors import InputError
 from retone.evaluation.gate import Check, Gate, judge, limits_of, not_run
+from retone.models.merging import largest_error
 from retone.run_dir import find_run, read_json
 from retone.workflows import export as module
 from retone.workflows.blend import WAYS
@@ -63,6 +64,31 @@ def test_what_was_trained_on_packed_weights_is_merged_into_the_unpacked(
         torch.testing.assert_close(
             merged(ids).logits.float(), whole(ids).logits, rtol=0.02, atol=0.05
         )
+
+
+def test_an_adapter_on_a_tied_head_is_merged_into_the_head_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = ("method.rank=16", "train.max_steps=60", 'method.targets=["q_proj", "lm_head"]')
+    small_run(tmp_path, *sets, **MODEL)
+    found = export("my", to="merged", output=tmp_path / "out")
+    assert found.gate.ok, found.gate.rows()
+    assert found.path is not None
+    base, adapter = tmp_path / "base", find_run("my").adapter
+    before, after = (load_file(path / "model.safetensors") for path in (base, found.path))
+    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
+    assert head not in before
+    assert torch.equal(after[embeddings].float(), before[embeddings].float())
+    error = largest_error(found.path, base, adapter)
+    assert error is not None
+    assert error[0] < limits_of("merged")["weights"]
+    after[head] = after[embeddings].clone()  # as if the head's adapter had been forgotten
+    save_file(after, found.path / "model.safetensors", {"format": "pt"})
+    error = largest_error(found.path, base, adapter)
+    assert error is not None
+    assert error[0] > limits_of("merged")["weights"]
+    assert error[1] == head
 
 
 def test_the_adapter_is_standard(work: Path) -> None:

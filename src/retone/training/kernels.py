@@ -50,11 +50,11 @@ def _fused_forward(layer: LoraLinear, name: str) -> Callable[[Tensor], Tensor]:
 
     def forward(x: Tensor) -> Tensor:
         # A norm that is trained, or kept in float32, speaks in float32.
-        flat = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
+        flat = x.flatten(0, -2).to(base.weight.dtype)
         y: Tensor = FusedLora.apply(flat, base.weight, a, b, scale)  # type: ignore[no-untyped-call]
         if base.bias is not None:
             y = y + base.bias
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[-1])  # -1 cannot be told where x has no position
 
     return forward
 
