@@ -84,7 +84,7 @@ def _measured(proof: Mapping[str, Any] | None) -> Iterator[str]:
             f"| {bleu['value']:.1f} ({bleu['low']:.1f} to {bleu['high']:.1f}) "
             f"| {size(row['peak_bytes'])} | {row['minutes']:.1f} min "
             f"| {row['threads']} | {row['dtype']} "
-            f"| {row['learning_rate']:g} | {size(row['saved_bytes'])} |"
+            f"| {row['learning_rate']:.3g} | {size(row['saved_bytes'])} |"
         )
 
 
