@@ -19,14 +19,14 @@ import pytest
 
 from record import RESULTS, commit, record
 from retone.config import DataSection, Recipe
-from retone.presets import epochs_for, rate_for
+from retone.presets import LORA_SCALE, epochs_for, rate_for
 from test_recipes import run
 
 VERSES = (
     Path(__file__).resolve().parents[2]
     / "shared" / "data" / "style" / "public_kjv_bbe_web_ylt_2000.jsonl"
 )  # fmt: skip
-PRESET, _ = rate_for(Recipe(data=DataSection(train="rows.jsonl")), 135_000_000)
+PRESET, _ = rate_for(Recipe(data=DataSection(train="rows.jsonl")), 135_000_000, LORA_SCALE)
 RATES = sorted({3e-4, 1e-3, 3e-3, PRESET})
 SIZES = (100, 300, 600)
 STYLES = ("yoda", "verses")
